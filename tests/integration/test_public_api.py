@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import holdfast as hf
@@ -63,6 +64,21 @@ def test_a_result_has_the_accuracies_of_a_run_of_the_same_attack() -> None:
         assert made.clean_accuracy == run.clean_accuracy
         assert made.robust_accuracy == run.robust_accuracy
         assert 0 < made.robust_accuracy < made.clean_accuracy < 1
+
+
+def test_a_model_goes_by_its_own_name() -> None:
+    tree = DecisionTreeClassifier(max_depth=2).fit(X, Y)
+    assert repr(hf.wrap(tree)) == "Target(DecisionTreeClassifier of scikit-learn)"
+    assert repr(hf.wrap(net())) == "Target(Linear)"
+    assert "(Target(Linear))" in repr(hf.wrap(net(), draws=3))
+    assert hf.evaluate(
+        tree, (X, Y), "linf(0.1)", attacks=["square(steps=2)"]
+    ).manifest.model.spec == ("DecisionTreeClassifier")
+    regression = hf.wrap(nn.Linear(6, 1), task="regression(tolerance=0.1)")
+    run = hf.evaluate(regression, (X, X[:, 0]), "linf(0.1)", attacks=["pgd(steps=2)"])
+    assert run.manifest.model.spec == "Linear"
+    proved = hf.certify(net(), (X, Y), "linf(0.01)")
+    assert f", proved {proved.certified_accuracy:.4f} under" in repr(proved)
 
 
 def test_an_interval_behaves_as_its_value() -> None:

@@ -195,3 +195,20 @@ def test_looks_are_those_of_the_definition() -> None:
     assert torch.isnan(
         torch.cat(image_distances(target, Threat.linf(0.1), first.flatten(1), second.flatten(1)))
     ).all()
+
+
+def test_areas_under_curves_are_those_of_scikit_learn() -> None:
+    """Scores with ties, as a forest gives them, and without; exact at both ends."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from holdfast.runs.metrics import area_under_roc, average_precision
+
+    rng = np.random.default_rng(0)
+    for levels in (3, 20, 10**9):
+        bears = rng.random(200) < 0.07
+        score = np.round((rng.random(200) + 0.3 * bears) * levels) / levels
+        assert area_under_roc(bears, score) == pytest.approx(roc_auc_score(bears, score))
+        expected = average_precision_score(bears, score)
+        assert average_precision(bears, score) == pytest.approx(expected)
+    assert area_under_roc(np.array([False, True]), np.array([0.1, 0.2])) == 1
+    assert area_under_roc(np.array([False, True]), np.array([0.2, 0.1])) == 0

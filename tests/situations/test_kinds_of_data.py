@@ -200,7 +200,7 @@ WRONG = [
     (Long(lambda i: (X[i], Y[i], i)), "item 0 of Long is a tuple of 3"),
     (pd.Series([1, 2]), "Series without labels"),
     (pd.DataFrame({"a": [1.0]}), "has the columns a; expected"),
-    (pd.DataFrame({"a": ["red"], "y": [1]}), "column a of DataFrame holds"),
+    (pd.DataFrame({"a": [pd.Timestamp(0)], "y": [1]}), "column a of DataFrame holds"),
     ("nothing.npz", "there is no file nothing.npz"),
     (Path("nothing"), "there is no data 'nothing'"),
     (b"bytes", "expected"),

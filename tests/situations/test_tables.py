@@ -107,7 +107,7 @@ def test_a_frame_without_a_column_of_labels_is_refused_in_words_of_python() -> N
         ("a,b,y\n", "has no rows"),
         ("a,b,y\n1,2\n", "Expected 3 columns, got 2"),
         ("1,2,0\n3,4,1\n", "the first line"),
-        ("a,y\nred,0\n", "column a of"),
+        ("a,y\n2026-01-01,0\n", "column a of"),
         ("a,y\n1,\n2,1\n", "row 0 of"),
         ("a,a,y\n1,2,0\n", "under different names"),
         ("a,y,label\n1,2,0\n", "one column of labels"),

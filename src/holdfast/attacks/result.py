@@ -104,7 +104,7 @@ class AttackResult:
         >>> result.x_adv[result.success]
     """
 
-    x: Any  # [n, *shape] float: the inputs, in raw units
+    x: Any  # [n, *shape] float: the inputs, in raw units; or a DataFrame
     # [n, *shape] float: the smallest example found; where there is none, the input of the lowest
     # margin that was tried
     x_adv: Any
@@ -186,7 +186,7 @@ class AttackResult:
     def _signals(self) -> bool:
         """Whether the inputs can be sounds or other series: rows of [t] or [c, t] around 0."""
         low, high = self.bounds
-        return _numpy(self.x).ndim in (2, 3) and low == -high
+        return not hasattr(self.x, "columns") and _numpy(self.x).ndim in (2, 3) and low == -high
 
     def plot(self, n: int = 5) -> Figure:
         """Original, adversarial example and difference of the first n successes, then of other

@@ -8,6 +8,7 @@ import torch
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import Target
+from holdfast.targets.threshold import Threshold
 from holdfast.targets.trees import NO_TREES, Trees, samples
 from holdfast.targets.wrappers import itself
 from holdfast.threats.threat import Threat
@@ -20,6 +21,8 @@ def trees_of(target: Target) -> Trees:
         InputError: it is no ensemble of trees of numbers, or something stands before or behind it.
     """
     target = itself(target)
+    if isinstance(target, Threshold):
+        return target.of_trees(trees_of(target.inner))
     inner = getattr(target, "model", None)
     if not isinstance(inner, Adapter):
         raise InputError(NO_TREES)

@@ -50,7 +50,7 @@ def verify(
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
-    as_then |= {"attacked": said.attacked, "eot": said.draws}
+    as_then |= {"attacked": said.attacked, "eot": said.draws, "threshold": said.threshold}
     target = options.open_target(model, source, box, **as_then | _given(how))
     limit = getattr(manifest.certification, "seconds_per_row", None)
     wrong = check(

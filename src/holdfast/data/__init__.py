@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,8 +30,8 @@ KINDS = {
     "splits; --resize 256 --crop 224 while loading, --classes FILE for their numbers",
     "waves": "DIR: one sub-folder of .wav files for each class, of one rate and length, as [t] in "
     "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
-    "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label "
-    "NAME); plain or .gz",
+    "csv": "FILE.csv: columns of numbers or texts under a header, and y, label, target or class (or"
+    " --label NAME); plain or .gz",
     "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names "
     "groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
@@ -190,6 +190,25 @@ def as_source(
 
     _refuse_unread(loading, "csv" if is_table(data) else "", f"of type {type(data).__name__}")
     return from_object(data, scale=scale, **loading)
+
+
+def to_train_and_measure(
+    data: Any, test: Any, opened: Callable[[Any, str], Source]
+) -> tuple[Source, Source | None]:
+    """Rows to train on, and those to measure on; None: a part of them, for there are no others.
+
+    A text or a path names both where its data have a split of each.
+
+    Args:
+        opened: the source of data in any form, and of a split.
+    """
+    source = opened(data, "train")
+    if test is None and not isinstance(data, (str, os.PathLike)):
+        return source, None
+    judged = opened(data if test is None else test, "test")
+    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
+        return source, None
+    return source, judged
 
 
 def suiting(data: str, options: Mapping[str, Any]) -> dict[str, Any]:

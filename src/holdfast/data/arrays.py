@@ -103,8 +103,9 @@ def from_arrays(
     tables.
 
     Texts as labels become class numbers in their sorted order, and are kept as `class_names`.
-    Labels [n, 1] are taken as [n]. Of a model that takes several inputs x is a tuple: the array
-    that may change, and then the others in their order.
+    Labels [n, 1] are taken as [n]. The columns of a DataFrame keep their names and types. Of a
+    model that takes several inputs x is a tuple: the array that may change, and then the others in
+    their order.
 
     Raises:
         InputError: not arrays of numbers, empty, or of different length.
@@ -118,9 +119,21 @@ def from_arrays(
         labels, class_names = numbered(labels, name)
     elif labels.dtype == np.bool_ and labels.ndim == 1:
         labels = labels.astype(np.int64)
+    columns = None
+    if is_frame(x):
+        from holdfast.data.features import of_frame
+
+        x, columns = of_frame(x, f"x of {name}")
     parts = x if isinstance(x, tuple) else (x,)
     first, *further = [to_numpy(part, f"x of {name}") for part in parts]
-    return Arrays(first, labels, name, scale=scale, class_names=class_names, further=further)
+    source = Arrays(first, labels, name, scale=scale, class_names=class_names, further=further)
+    source.columns = columns
+    return source
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it is a DataFrame of pandas."""
+    return hasattr(value, "iloc") and hasattr(value, "columns")
 
 
 def to_numpy(value: Any, what: str) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Parquet files: numeric columns, or one list column `x`, with the labels in a column of their own;
-by row group."""
+"""Parquet files: columns of numbers or texts, or one list column `x`, with the labels in a column
+of their own; by row group."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from holdfast.data.columns import Column
+from holdfast.data.features import described, is_coded, is_text, numbers_of, values_of
 from holdfast.data.files import kind_of_file
 from holdfast.data.source import HELD, Source, sized
-from holdfast.data.table import (
-    columns_of,
-    groups_of,
-    is_group,
-    is_text,
-    labels_of,
-    values_of,
-)
+from holdfast.data.table import columns_of, groups_of, is_group, labels_of
 from holdfast.errors import InputError, first_line
 
 
@@ -70,10 +65,13 @@ class Table(Source):
             self.class_names = tuple(np.unique(texts).tolist())
         if is_group(schema, "group"):
             self.groups = groups_of(self._whole("group"), name)
+        self.columns = self._described(schema)
         width = self._x(
             self._read(next(g for g, group in enumerate(groups) if group.num_rows)).slice(0, 1)
         ).shape[1]
         self.shape = _shape(schema, width, path)
+        if len(self.shape) > 1:  # pixels of an image, each in a column
+            self.columns = None
 
     def __len__(self) -> int:
         return self._edges[-1]
@@ -95,8 +93,20 @@ class Table(Source):
             )
         return x.reshape(-1, *self.shape), self._y(table)
 
+    def _described(self, schema: pa.Schema) -> tuple[Column, ...] | None:
+        """What the columns are; the texts and categories of all rows are read for it."""
+        coded = [name for name in self._features if is_coded(schema.field(name).type)]
+        others = [name for name in self._features if name not in coded]
+        numbers = described(schema.empty_table().select(others), f"{self._path}")
+        texts = described(self._whole(*coded), f"{self._path}") if coded else ()
+        if numbers is None or texts is None:
+            return None
+        known = {column.name: column for column in (*numbers, *texts)}
+        return tuple(known[name] for name in self._features)
+
     def _x(self, table: pa.Table) -> np.ndarray:
-        parts = [values_of(table, column, f"{self._path}") for column in self._features]
+        what = f"{self._path}"
+        parts = [numbers_of(table, name, self.columns, what) for name in self._features]
         return np.column_stack(parts).astype(self._dtype) / self._dtype(self._divisor)
 
     def _y(self, table: pa.Table) -> np.ndarray:
@@ -115,9 +125,9 @@ class Table(Source):
             )
         return self._group[1]
 
-    def _whole(self, column: str) -> pa.Table:
-        """One column of all rows."""
-        return self._guarded(lambda file: file.read([column]))
+    def _whole(self, *columns: str) -> pa.Table:
+        """Some columns of all rows."""
+        return self._guarded(lambda file: file.read(list(columns)))
 
     def _guarded(self, ask: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
         try:

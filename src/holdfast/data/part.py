@@ -20,6 +20,7 @@ class Part(Source):
             whole.class_names,
         )
         self.inputs, self.remarks, self.loading = whole.inputs, whole.remarks, whole.loading
+        self.columns = whole.columns
         if whole.groups is not None:
             self.groups = whole.groups[ids]
 

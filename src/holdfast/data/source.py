@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from holdfast.data.columns import Column
 from holdfast.errors import InputError
 
 HELD = 2 << 30  # bytes: the most that is held in memory of data that cannot be read piece by piece
@@ -25,6 +26,7 @@ class Source(ABC):
         shape: of one input, without the row axis.
         inputs: shapes of x, x2, ..., where a row is several arrays, of which x may change.
         class_names: one text a class, in the order of the labels, where the data names them.
+        columns: of a table: what each feature is called, and how its values are numbers in x.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
         loading: options of `open_data` that were given: label, classes, resize, crop.
@@ -34,6 +36,7 @@ class Source(ABC):
     shape: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...] | None = None
     class_names: tuple[str, ...] | None = None
+    columns: tuple[Column, ...] | None = None
     groups: np.ndarray | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     loading: Mapping[str, str] = MappingProxyType({})
@@ -84,6 +87,8 @@ class Source(ABC):
                 x_hash.update(part.tobytes())
             y_hash.update(y.tobytes())
         whole = f"{len(self)} {self.shape} {x_hash.hexdigest()} {y_hash.hexdigest()}"
+        if texts := [(c.name, c.values) for c in self.columns or () if c.values]:
+            whole += f" {texts}"
         return hashlib.sha256(whole.encode()).hexdigest()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
 from holdfast.data.arrays import from_arrays
+from holdfast.data.features import arrow, check_feature, features_of, is_list, is_numeric, is_text
 from holdfast.data.files import kind_of_file, read_whole
 from holdfast.data.source import HELD, Source, group_names
 from holdfast.errors import InputError, first_line, listed, suggest
@@ -44,8 +44,8 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
         )
     try:
         table = _parsed(content, delimiter, ".")
-        if delimiter == ";" and any(pa.types.is_string(kind) for kind in table.schema.types):
-            table = _parsed(content, delimiter, ",")
+        if delimiter == ";" and _texts(table):
+            table = min(table, _parsed(content, delimiter, ","), key=_texts)
         table = table.rename_columns([column.strip() for column in table.column_names])
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
@@ -68,13 +68,7 @@ def from_frame(data: Any, name: str, scale: bool, label: str | None = None) -> S
             f"data is a {name} without labels; expected (x, y), or a DataFrame with a column of "
             "labels."
         )
-    try:
-        table = pa.Table.from_pandas(data, preserve_index=False)
-    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{name} holds what is no column of numbers: {first_line(error)}."
-        ) from None
-    return from_table(table, name, name, scale, label)
+    return from_table(arrow(data, name), name, name, scale, label)
 
 
 def from_table(
@@ -83,20 +77,19 @@ def from_table(
     """A table in memory: x [n, n_features] in the order of its columns, and its column of labels.
 
     A column `group` says what group each row belongs to. Texts as labels become class numbers in
-    their sorted order.
+    their sorted order; texts and categories as features become numbers too, see `coded`.
 
     Raises:
-        InputError: no column of labels, features that are no numbers, no rows, or a row without a
-            label.
+        InputError: no column of labels, features that are neither numbers nor texts, no rows, or
+            a row without a label.
     """
     if not table.num_rows:
         raise InputError(f"{what} is empty: it has no rows; expected at least one.")
     chosen, features = columns_of(table.schema, what, label)
-    x = np.column_stack([values_of(table, column, what) for column in features])
-    if x.dtype.kind not in "fu":
-        x = x.astype(np.float32)
+    x, columns = features_of(table.select(features), what)
     y = labels_of(table.column(chosen), chosen, what)
     source = from_arrays(x, y, name, scale=scale)
+    source.columns = columns
     if is_group(table.schema, "group"):
         source.groups = groups_of(table, name)
     return source
@@ -106,7 +99,8 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     """The column of labels, and those of features.
 
     Raises:
-        InputError: `label`, or one of `LABELS`, is not there once; or a feature is no number.
+        InputError: `label`, or one of `LABELS`, is not there once; or a feature is neither a number
+            nor a text.
     """
     names = [
         name
@@ -128,33 +122,13 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
     features = [name for name in names if name not in labels and (name == "x" or not lists)]
     for column in features:
-        kind = schema.field(column).type
-        if not (_is_numeric(kind) or (lists and _is_numeric(kind.value_type))):
-            raise InputError(
-                f"column {column} of {what} holds {kind}; expected numbers: encode or drop it."
-            )
+        check_feature(schema, column, what, lists=lists)
     kind = schema.field(labels[0]).type
-    if not (is_text(kind) or _is_numeric(getattr(kind, "value_type", kind))):
+    if not (is_text(kind) or is_numeric(getattr(kind, "value_type", kind))):
         raise InputError(
             f"column {labels[0]} of {what} holds {kind}; expected class numbers or texts."
         )
     return labels[0], features
-
-
-def values_of(table: pa.Table, column: str, what: str) -> np.ndarray:
-    """[n] of a plain column, [n, width] of a list column."""
-    cells = table.column(column)
-    if pa.types.is_null(cells.type):
-        return np.full(len(cells), np.nan)
-    if not is_list(cells.type):
-        return cells.to_numpy()
-    widths = pc.call_function("list_value_length", [cells]).unique().to_pylist()
-    if len(widths) != 1 or not widths[0]:
-        raise InputError(
-            f"column {column} of {what} has lists of {widths} values; expected one length for all "
-            "rows."
-        )
-    return pc.call_function("list_flatten", [cells]).to_numpy().reshape(len(cells), -1)
 
 
 def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
@@ -197,26 +171,6 @@ def is_group(schema: pa.Schema, name: str) -> bool:
     )
 
 
-def is_list(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Texts, or categories of texts."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in tests)
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    """Whether a column holds numbers; one of empty cells alone holds NaN."""
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    return any(test(kind) for test in tests)
-
-
 def _parsed(content: bytes, delimiter: str, point: str) -> pa.Table:
     how = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     return csv.read_csv(
@@ -224,6 +178,11 @@ def _parsed(content: bytes, delimiter: str, point: str) -> pa.Table:
         parse_options=how,
         convert_options=csv.ConvertOptions(decimal_point=point),
     )
+
+
+def _texts(table: pa.Table) -> int:
+    """How many columns hold texts."""
+    return sum(map(is_text, table.schema.types))
 
 
 def _is_number(cell: str) -> bool:

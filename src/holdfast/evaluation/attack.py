@@ -17,7 +17,9 @@ from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.trial import Trial
-from holdfast.data.arrays import like
+from holdfast.data.arrays import is_frame, like
+from holdfast.data.columns import frame
+from holdfast.data.features import of_frame
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.contract import check_data
@@ -93,7 +95,8 @@ def attack(
             and y are. None: up to 64 of the rows of x.
 
     Returns:
-        `x_adv` and the other arrays are of x's framework and on its device.
+        `x_adv` and the other arrays are of x's framework and on its device. Of a DataFrame x and
+        x_adv are DataFrames with the same columns and types.
 
     Raises:
         InputError: the data or the model breaks the input contract.
@@ -134,6 +137,11 @@ def _crafted(
     arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
     if str(getattr(x, "dtype", "")).endswith("float64"):
         arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
+    if is_frame(x):
+        _, columns = of_frame(x, "x")
+        if columns is not None:
+            tables = {name: frame(arrays[name], columns) for name in ("x", "x_adv")}
+            arrays |= {name: table.set_axis(x.index) for name, table in tables.items()}
     return replace(made, **{name: like(value, x) for name, value in arrays.items()})
 
 

@@ -16,17 +16,20 @@ from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import GradientSources
+from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
-from holdfast.evaluation.facts import fingerprint
+from holdfast.evaluation.facts import columns_of, fingerprint
 from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -85,9 +88,10 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
         if n in ("scale", "mask")
     }
     grid = manifest.threat.grid or ""
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(
-        **limits
-    )
+    said = manifest.threat.table
+    schema = None if said is None else Schema.parse(said)
+    norm, eps = NORMS[manifest.threat.norm], manifest.threat.eps
+    return Threat(norm, eps, aim, grid=grid, schema=schema).limited(**limits)
 
 
 def _goals(folder: Path, rows: int) -> torch.Tensor:
@@ -117,6 +121,8 @@ def _model(manifest: Manifest, target: Target) -> Iterator[str]:
         said, seen = getattr(manifest.model, name), getattr(found, name)
         if name not in free and said != seen:
             yield f"model: run.json says that its {name} is {said}, but it is {seen}."
+    if (text := manifest.model.transformation) is not None and spatial.parse(text) is None:
+        yield f"model: run.json names the transformation {text!r}, which there is not."
 
 
 def _data(
@@ -125,8 +131,11 @@ def _data(
     data, names = manifest.data, source.class_names
     if data.total != len(source):
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
-    if list(data.class_names or ()) != list(names or ()):
+    if data.class_names != (list(names or ()) or None):
         yield "data: the names of their classes are not those of run.json."
+    # an earlier version did not say them
+    if data.columns and data.columns != columns_of(source):
+        yield "data: their columns are not those of run.json."
     if (data.groups is not None) != ("group" in table.column_names):
         yield "samples: they have groups, or run.json says so, and not both."
     if ("lpips" in table.column_names) != (manifest.perceptual is not None):
@@ -279,6 +288,8 @@ def _noted(
     taken = randomised(again) and name in checks.FOLLOWED and target.cost.draws > 1
     if taken and manifest.protocol.trials in _lists(manifest, threat, drawn=True):
         again = averaged(again)  # Holdfast itself took the mean, and says so
+    if manifest.data.columns:
+        again += one_size(source, threat)
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.probed(name, manifest.max_queries, target, threat)

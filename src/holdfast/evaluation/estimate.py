@@ -42,13 +42,14 @@ class Forecast:
     """An estimate. Passes are right within a factor of two: it takes later trials to break nothing.
 
     `added` of the trials answer findings of the probe, which has run by then and is no longer
-    counted.
+    counted. Proofs take no passes, and at most so many seconds more.
     """
 
     rows: int
     passes: float  # forwards and backwards of a mean row, with all that is asked apart from attacks
     seconds: float  # of the whole
     added: int = 0
+    proofs: float = 0.0
 
 
 @dataclass(frozen=True)

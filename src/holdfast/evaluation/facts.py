@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from holdfast import spec, version
+from holdfast.data.source import Source
 from holdfast.evaluation.chunk import SearchSettings
-from holdfast.evaluation.prepare import Prepared
+from holdfast.evaluation.prepare import Prepared, innermost
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
+    ColumnInfo,
     DataInfo,
     Facts,
     ModelInfo,
@@ -40,11 +42,12 @@ class Names:
 def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     """The facts of an evaluation of prepared rows, before anything is measured."""
     target, source, protocol = ready.target, ready.source, ready.protocol
-    spatial, model = ready.threat.spatial, getattr(target, "model", target)
+    spatial, inner = ready.threat.spatial, innermost(target)
+    called = inner.name or type(getattr(inner, "model", inner)).__name__
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
-            spec=names.model or type(model).__name__,
+            spec=names.model or called,
             arch=names.arch,
             fingerprint=target.fingerprint(),
             transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
@@ -59,6 +62,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             class_names=list(source.class_names or ()) or None,
             loading=dict(source.loading),
             groups=None if ready.groups is None else fingerprint(ready.groups),
+            columns=columns_of(source),
         ),
         threat=_threat(ready.threat, settings),
         protocol=ProtocolInfo(
@@ -94,6 +98,14 @@ def _certification(facts: Facts) -> dict[str, str]:
     return {} if asked is None else {"certification": asked.model_dump_json()}
 
 
+def columns_of(source: Source) -> list[ColumnInfo]:
+    """What run.json says of the columns of a table."""
+    return [
+        ColumnInfo(name=column.name, dtype=column.dtype, values=list(column.values))
+        for column in source.columns or ()
+    ]
+
+
 def fingerprint(groups: np.ndarray) -> str:
     """Of the names of all rows' groups [n]."""
     return hashlib.sha256("\n".join(groups).encode()).hexdigest()
@@ -105,6 +117,7 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
+        table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
     )
     goal = getattr(threat.goal, "t", None)

@@ -26,7 +26,7 @@ class Ruling:
 
     # [n] int64; -1 where scores are not finite or the model gave no decision; or REFUSED
     label: Tensor
-    confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
+    confidence: Tensor  # [n] float32: of the decision, by softmax; NaN where there are no scores
     stable: Tensor  # [n] bool: both answers agree
     scores: Tensor | None  # [n, k], of the first answer
 
@@ -91,4 +91,4 @@ def _answer(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Ten
     z = torch.cat(list(batcher.parts(lambda rows: target.scores(batch[rows]), n)) or none)
     finite = z.isfinite().all(1)
     label = torch.where(finite, target.task.predict(z), SILENT)
-    return label, torch.where(finite, z.softmax(1).amax(1).float(), torch.nan), z
+    return label, torch.where(finite, target.confidence(z).float(), torch.nan), z

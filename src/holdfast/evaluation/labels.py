@@ -32,7 +32,7 @@ class Numbered(Source):
         self.said = said
         self.inner, self.values, self.positions = inner, values, np.array(positions, np.int64)
         self.name, self.shape, self.class_names = inner.name, inner.shape, class_names
-        self.inputs, self.groups = inner.inputs, inner.groups
+        self.inputs, self.groups, self.columns = inner.inputs, inner.groups, inner.columns
         self.remarks, self.loading = inner.remarks, inner.loading
 
     def __len__(self) -> int:

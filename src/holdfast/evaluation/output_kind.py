@@ -16,6 +16,7 @@ from holdfast.data.source import Source
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Rows, joined, read
 from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.threshold import Threshold
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.targets.wrappers import Around, Ensemble, Surrogate
 
@@ -94,6 +95,9 @@ def _members(target: Target) -> Iterator[Target]:
     if isinstance(target, Ensemble):
         for member in target.members:
             yield from _members(member)
+        return
+    if isinstance(target, Threshold):
+        yield from _members(target.inner)
         return
     if isinstance(target, Surrogate):
         yield from _members(target.surrogate)

@@ -19,7 +19,8 @@ from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import GradientSources
-from holdfast.errors import InputError, SpecError
+from holdfast.diagnostics.scales import one_size
+from holdfast.errors import InputError, SpecError, listed
 from holdfast.evaluation import goals, protocols
 from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
@@ -31,6 +32,7 @@ from holdfast.evaluation.contract import (
 )
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
@@ -87,29 +89,35 @@ def prepare(
     """
     own = protocols.chosen(attacks) if attacks else None
     target = copied(target)
+    if isinstance(threat, Threat):
+        target = in_table(target, threat)
     source = open_for(target, data)
+    target = with_columns(target, source)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
         threat = threat_of_movement(movement, target, source.shape)
-    threat = as_threat(threat)
+    threat, texts = with_texts_fixed(as_threat(threat), source)
     target, source = with_truths(target, source, threat)
     if not attacks:
         protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds)
+    check_data(source, target.bounds, boxed=threat.schema is None)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, threat, target.batcher.dtype)
     noted = check_model(target, source)
     usual = threat.additive and not target.inputs.context and not attacks
     drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
     if drawn:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    check_range(target, source)
+    if threat.schema is None:
+        check_range(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
     sources = GradientSources(target, threat, source)
-    return Prepared(target, source, threat, own, sources, rows, groups, [*noted, *labels])
+    noted += [*labels, *texts, *one_size(source, threat)]
+    return Prepared(target, source, threat, own, sources, rows, groups, noted)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -205,7 +213,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
         InputError: as `as_source`; or inputs of another shape than the model takes.
     """
     source = as_source(data, split=split, scale=target.bounds.high <= 1)
-    steps = getattr(_innermost(target), "preprocess", ())
+    steps = getattr(innermost(target), "preprocess", ())
     size = next(((s.height, s.width) for s in steps[:1] if isinstance(s, Resize)), None)
     source = source.fitted(channels=channels_of(target), size=size)
     if target.shape is None:
@@ -213,9 +221,44 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     return laid_as(source, target.shape)
 
 
+def with_columns(target: Target, source: Source) -> Target:
+    """The model, which knows of which columns the rows are where the data are a table.
+
+    Raises:
+        InputError: it was fitted on others, or takes no texts.
+    """
+    return target if source.columns is None else target.of_table(source.columns)
+
+
+def with_texts_fixed(threat: Threat, source: Source) -> tuple[Threat, list[Finding]]:
+    """The threat to rows of a table, whose texts stay as they are where the norm asks how far a
+    value moves; and what a report says of it.
+
+    Raises:
+        InputError: nothing else could change.
+    """
+    texts = [column.name for column in source.columns or () if column.values]
+    if not texts or not threat.norm.scales:
+        return threat, []
+    numbers = torch.tensor([not column.values for column in source.columns or ()])
+    if threat.mask is not None and threat.mask.shape == numbers.shape:
+        numbers &= threat.mask.cpu()
+    said = f"{'columns' if len(texts) > 1 else 'column'} {listed(texts, 5)}"
+    if not numbers.any():
+        raise InputError(
+            f"{threat} lets nothing change: {said} of {source.name} hold texts, and no step from "
+            "one text to another has a size; l0(1) lets one column take any of its values."
+        )
+    text = (
+        f"The texts of {said} stay as they are, for a step from one to another has no size in "
+        f"{threat.norm}. In l0 they may become any other text of their column."
+    )
+    return threat.limited(mask=numbers), [Finding(check="texts", severity="info", text=text)]
+
+
 def channels_of(target: Target) -> int | None:
     """How many channels the model's images have, 1 or 3; None where nothing says it."""
-    inner: Any = _innermost(target)
+    inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
         not isinstance(step, (Normalize, Resize, Defence))
@@ -234,7 +277,8 @@ def channels_of(target: Target) -> int | None:
     return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
-def _innermost(target: Target) -> Target:
+def innermost(target: Target) -> Target:
+    """The target that others are wrapped around."""
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target

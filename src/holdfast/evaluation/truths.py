@@ -49,7 +49,7 @@ class Truths(Source):
         self.inner, self.rule, self.k = inner, target.rule, target.k
         self.form: tuple[int, ...] = getattr(target.inner, "form", ())
         self.name, self.shape, self.inputs = inner.name, inner.shape, inner.inputs
-        self.remarks, self.loading = inner.remarks, inner.loading
+        self.remarks, self.loading, self.columns = inner.remarks, inner.loading, inner.columns
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
         if names is None or len(names) != self.k:
             names = [f"{word} {j}" for j in range(self.k)]

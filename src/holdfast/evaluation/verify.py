@@ -27,8 +27,9 @@ from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
+from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
 from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -117,6 +118,7 @@ def verify(
         scale = target.bounds.high <= 1
         data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
     source = open_for(target, data)
+    target = with_columns(target, source)
     wrong: list[str] = []
     if not whole:
         wrong.append("run.json: it was changed after the run (its digest differs).")
@@ -192,8 +194,9 @@ def _as_measured(
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
         asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
-    target, source = with_truths(target, source, asked)
+    target, source = with_truths(in_table(target, asked), source, asked)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, asked, target.batcher.dtype)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
@@ -229,6 +232,8 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
     again = build_manifest(folder, facts, table, manifest.trials)
+    if manifest.metrics.binary is None:  # of an earlier version
+        again.metrics.binary = None
     apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
         said, found = (

@@ -106,8 +106,9 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         columnspacing=1.2,
     )
     said = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i, m in known if m)
-    own = [i for i, e in zip(proved, x, strict=False) if e == eps]
-    shown = "".join(f" Proved: {words.percent(i.value)} at eps {words.eps(eps)}." for i in own)
+    at = [(e, i) for (e, _, m), i in zip(known, proved, strict=False) if m]
+    held = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i in at)
+    shown = f" Proved: {held}." if held else ""
     return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}")
 
 

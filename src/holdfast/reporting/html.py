@@ -28,7 +28,6 @@ from holdfast.runs.migration import with_todays_options
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
-_OPTION = re.compile(r"(--[a-z][a-z-]*)")
 SMALLEST = 8  # pixels a side of rows [h, w] that are shown as a grey picture
 
 
@@ -135,7 +134,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
         "glued": _glued,
-        "options": _options,
+        "unbroken": _unbroken,
         "span": words.span,
         "number": words.number,
         "eps": words.eps,
@@ -190,10 +189,11 @@ def _glued(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _options(text: str) -> Markup:
-    """Text in which no line ends within the name of an option of the command line."""
-    parts = _OPTION.split(words.printable(text))
-    parts[1::2] = [Markup('<span class="value">{}</span>').format(part) for part in parts[1::2]]
+def _unbroken(text: str) -> Markup:
+    """Text in which no line ends within the name of an option."""
+    parts = re.split(r"(--[a-z][a-z-]*)", str(_harmless(text)))
+    whole = [Markup('<span class="option">{}</span>').format(part) for part in parts[1::2]]
+    parts[1::2] = whole
     return Markup("").join(parts)
 
 

@@ -79,7 +79,11 @@ def _figures(manifest: Manifest) -> Table:
                 "",
                 f"{m.sizes.n:,}",
             )
-    for label, pair in (("precision", m.precision), ("recall", m.recall), ("F1", m.f1)):
+    pairs = [("precision", m.precision), ("recall", m.recall), ("F1", m.f1)]
+    if m.binary is not None:
+        of = f"F1 of “{words.printable(words.class_name(manifest, m.binary.label))}”"
+        pairs += [(of, m.binary.f1), ("AUROC", m.binary.auroc)]
+    for label, pair in pairs:
         if pair.clean is not None:
             both = ", ".join(map(words.percent, (pair.clean, pair.attacked)))
             table.add_row(f"{label}, clean and under attack", both, "", "")

@@ -366,7 +366,9 @@ def outputs(model: ModelInfo) -> str:
 
 
 def _right(model: ModelInfo) -> str:
-    """What counts as right, where that is no class."""
+    """What counts as right, where that is not the most probable class."""
+    if model.threshold is not None:
+        return f"The model decides for class 1 from a probability of {model.threshold:g} on."
     if model.task == "classes":
         return ""
     if model.task == "multilabel":

@@ -28,7 +28,11 @@ _SHARES = (
     "corruptions.mean_accuracy",
     "worst_group.robust_accuracy",
 )
-_PAIRS = ("precision", "recall", "f1", "calibration.ece", "calibration.aurc")
+_OF_BINARY = ("precision", "recall", "f1", "balanced_accuracy", "auroc", "auprc")
+_PAIRS = (
+    *("precision", "recall", "f1", "calibration.ece", "calibration.aurc"),
+    *(f"binary.{name}" for name in _OF_BINARY),
+)
 # from the worst to the best, so that >= has a meaning
 _VERDICTS = ("unreliable", "upper-bound", "trusted")
 KNOWN = [

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from holdfast import spec
-from holdfast.intervals import Interval, Real, finite
+from holdfast.intervals import Interval, Real, Share, finite
 from holdfast.runs.migration import with_todays_options
 
 SCHEMA_VERSION = 2
@@ -62,6 +62,8 @@ class ModelInfo(Record):
     attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
+    # of class 1, from which on the model decides for it; null: a half, or it has other classes
+    threshold: Annotated[Share, Field(exclude_if=_unsaid)] = None
     layout: str = "nchw"
     output: str | None = None
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
@@ -79,6 +81,15 @@ class ModelInfo(Record):
         return bounds
 
 
+class ColumnInfo(Record):
+    """A feature of a table."""
+
+    name: str
+    dtype: str  # of its values: one of NumPy's numbers, text, or category
+    # of texts and categories: what the numbers 0, 1, ... of an example mean
+    values: Annotated[list[Any], Field(exclude_if=_unsaid)] = []
+
+
 class DataInfo(Record):
     spec: str
     split: str
@@ -89,6 +100,7 @@ class DataInfo(Record):
     # options with which the data were read: label, classes, resize, crop
     loading: dict[str, str] = {}
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
+    columns: Annotated[list[ColumnInfo], Field(exclude_if=_unsaid)] = []  # of a table
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
@@ -104,6 +116,7 @@ class ThreatInfo(Record):
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
     # least-likely or random, or the SHA-256 of the classes given: see target_class
     targets: str | None = None
+    table: str | None = None  # the schema of a table, as TOML
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]
@@ -197,6 +210,23 @@ class ClassMetrics(Record):
     precision: Pair
     recall: Pair
     f1: Pair
+
+
+class BinaryMetrics(Record):
+    """Of a model of two classes: how well it finds the rarer one of the rows measured.
+
+    Under attack a broken row counts with the answer on its stored example, another one with that on
+    its clean input.
+    """
+
+    label: Annotated[int, Field(ge=0, le=1)]  # of the rarer class; 1 where both are as frequent
+    share: Share  # of the rows
+    precision: Pair
+    recall: Pair
+    f1: Pair
+    balanced_accuracy: Pair  # the mean recall of both classes
+    auroc: Pair  # area under the ROC curve; null: no scores, or one class alone
+    auprc: Pair  # average precision
 
 
 class GroupMetrics(Record):
@@ -316,6 +346,8 @@ class Metrics(Record):
     f1: Pair = Pair(clean=None, attacked=None)
     counts: dict[Status, int]
     per_class: list[ClassMetrics] = []  # or per label, of the rows that bear it
+    # of a model of two classes
+    binary: Annotated[BinaryMetrics | None, Field(exclude_if=_unsaid)] = None
     per_group: list[GroupMetrics] = []  # where rows have groups
     worst_group: GroupMetrics | None = None  # of the lowest robust accuracy
     confusion: Confusion | None = None  # of classes alone

@@ -15,6 +15,7 @@ from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
 from holdfast.intervals import Interval, interval
 from holdfast.runs.manifest import (
+    BinaryMetrics,
     Calibration,
     ClassMetrics,
     Confusion,
@@ -249,6 +250,19 @@ def _by_class(
         for c in range(classes)
         if present[c]
     ]
+    if task == "classes" and classes == 2 and present.all():
+        rare = int(bears[:, 0].sum() < bears[:, 1].sum()) ^ 1
+        ranked = _ranked(table, label == rare, rare)
+        areas = {name: Pair(**{k: of[i] for k, of in ranked.items()}) for i, name in AREAS}
+        found["binary"] = BinaryMetrics(
+            label=rare,
+            share=float(bears[:, rare].mean()),
+            precision=pair(0, rare),
+            recall=pair(1, rare),
+            f1=pair(2, rare),
+            balanced_accuracy=pair(1, present),
+            **areas,
+        )
     if present.any():
         found |= {name: pair(i, present) for i, name in enumerate(("precision", "recall", "f1"))}
     return found
@@ -352,6 +366,44 @@ def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarra
         )
     counts = (said, borne, (said + borne) / 2)
     return np.stack([hits / np.maximum(count, 0.5) for count in counts])
+
+
+AREAS = list(enumerate(("auroc", "auprc")))
+
+
+def _ranked(
+    table: pa.Table, bears: np.ndarray, rare: int
+) -> dict[str, tuple[float | None, float | None]]:
+    """AUROC and average precision of the confidence in a class that `bears` [n] says which rows
+    are of, clean and attacked, over the rows with a confidence."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for kind in ("clean", "attacked"):
+        given, sure = _column(table, f"{kind}_prediction"), _column(table, f"{kind}_confidence")
+        score = np.where(given == rare, sure, 1 - sure.astype(float))
+        known = np.isfinite(score) & (given >= 0)
+        own, score = bears[known], score[known]
+        both = own.any() and not own.all()
+        found[kind] = (
+            (area_under_roc(own, score), average_precision(own, score)) if both else (None, None)
+        )
+    return found
+
+
+def area_under_roc(bears: np.ndarray, score: np.ndarray) -> float:
+    """How probably a row [n] that bears a class scores above one that does not; a tie is a half."""
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = np.cumsum(count) - (count - 1) / 2  # from 1, the mean of equal scores
+    positive = int(bears.sum())
+    above = rank[place][bears].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * (len(bears) - positive)))
+
+
+def average_precision(bears: np.ndarray, score: np.ndarray) -> float:
+    """The mean precision at each score at which rows [n] that bear a class are reached, the highest
+    first: the area under the curve of precision over recall, by steps."""
+    _, place = np.unique(-score, return_inverse=True)
+    hits, said = np.bincount(place, bears), np.bincount(place)
+    return float((hits * np.cumsum(hits) / np.cumsum(said)).sum() / bears.sum())
 
 
 def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:

@@ -135,6 +135,10 @@ class Run:
     def __repr__(self) -> str:
         m, manifest = self.metrics, self.manifest
         found = f"robust {_figure(m.robust_accuracy.value)}"
+        if m.certified_accuracy is not None:
+            found = f"proved {_figure(m.certified_accuracy.value)}"
+            if manifest.trials:
+                found = f"{found}, not broken {_figure(m.robust_accuracy.value)}"
         if math.isinf(manifest.threat.eps):
             found = f"median size {_figure(m.sizes.median)}"
         return (

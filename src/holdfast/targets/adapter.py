@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.data.columns import Column
 from holdfast.errors import InputError, first_line
-from holdfast.targets.target import Access, Pullback
+from holdfast.targets.target import Access, Pullback, refuse_texts
 from holdfast.targets.trees import NO_TREES, Trees
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
@@ -41,6 +42,7 @@ class Adapter(ABC):
     probabilities: bool | None = (
         None  # whether the model says that it gives probabilities; None: it does not say
     )
+    log_odds: bool = True  # scores that are no probabilities are the log odds of some
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     rewrites: bool = False  # the model was seen to change its input in place
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
@@ -66,6 +68,11 @@ class Adapter(ABC):
         is faster."""
         z, pullback = self.vjp(x)
         return z, pullback(cotangent(z))
+
+    def of_table(self, columns: Sequence[Column]) -> Adapter:
+        """The same model of rows x [n, columns] of a table: see `Target.of_table`."""
+        refuse_texts(columns)
+        return self
 
     def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
         """The same model as torch functions of one row [1, *shape], such as `example`, before its

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import usercode
+from holdfast.data.columns import Column
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
@@ -181,6 +182,7 @@ class Target(ABC):
     needs nothing else.
     """
 
+    name: str = ""  # the type of the user's model, where it was wrapped
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
@@ -198,6 +200,13 @@ class Target(ABC):
     def batcher(self) -> Batcher:
         return Batcher()
 
+    def __repr__(self) -> str:
+        if inner := getattr(self, "inner", None):
+            return f"{type(self).__name__}({inner!r})"
+        libraries = ", ".join(self.identity.versions)
+        said = f"{self.name or type(getattr(self, 'model', self)).__name__}"
+        return f"Target({said}{libraries and f' of {libraries}'})"
+
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
 
@@ -212,6 +221,16 @@ class Target(ABC):
                 f"{tuple(shape)}."
             )
         self.shape = tuple(shape)
+
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        """A copy that is asked about rows of a table with these columns, and gives the model their
+        names, types and texts, where it wants them.
+
+        Raises:
+            InputError: the model takes other columns, or numbers alone where there are texts.
+        """
+        refuse_texts(columns)
+        return self
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
@@ -236,6 +255,10 @@ class Target(ABC):
         if self.shape is None:
             self.bind(tuple(Batch.of(x).x.shape[1:]))
         return self.task.predict(self.scores(x))
+
+    def confidence(self, z: Tensor) -> Tensor:
+        """How probable the decision on scores z [n, k] is, as the model has it: [n]."""
+        return z.softmax(1).amax(1)
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -271,6 +294,16 @@ class Target(ABC):
             "classes": self.task.k,
             "access": self.access.name.lower(),
         }
+
+
+def refuse_texts(columns: Sequence[Column]) -> None:
+    """Raises InputError: a column holds texts, of which a model of numbers can make nothing."""
+    if odd := [column.name for column in columns if column.values]:
+        raise InputError(
+            f"column {odd[0]} holds texts, but the model takes numbers: encode or drop it, or give "
+            "a model that takes a table with names, such as an estimator of scikit-learn fitted on "
+            "a DataFrame."
+        )
 
 
 def copied(target: Given) -> Given:

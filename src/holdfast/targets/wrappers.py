@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.data.columns import Column
 from holdfast.errors import InputError
 from holdfast.norms import Norm
 from holdfast.rng import Keys, content
@@ -27,6 +28,7 @@ from holdfast.targets.target import (
     Identity,
     Pullback,
     Target,
+    copied,
     drawing,
 )
 
@@ -67,6 +69,15 @@ class Around(Target):
         self.inner.bind(shape)
         self._check()
 
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        own = copied(self)
+        for name, part in vars(own).items():
+            if isinstance(part, Target):
+                setattr(own, name, part.of_table(columns))
+            elif isinstance(part, list):
+                setattr(own, name, [one.of_table(columns) for one in part])
+        return own
+
     def inwards(self, x: Rows) -> Rows:
         """Rows as the inner target takes them."""
         return x
@@ -76,6 +87,9 @@ class Around(Target):
 
     def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(self.inwards(x))
+
+    def confidence(self, z: Tensor) -> Tensor:
+        return self.inner.confidence(z)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(

@@ -23,6 +23,7 @@ from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
 from holdfast.targets.target import Bounds, Target, copied
+from holdfast.targets.threshold import Threshold
 from holdfast.tasks import TaskWithTruth
 from holdfast.tasks import parse as parse_task
 
@@ -62,6 +63,7 @@ def wrap(
     task: str | TaskWithTruth | None = None,
     precision: str = "float32",
     compile: bool = False,
+    threshold: float | None = None,
 ) -> Target:
     """Any model as a target. The model itself is never changed.
 
@@ -70,7 +72,7 @@ def wrap(
             kind or of CatBoost, a `Booster` of XGBoost or LightGBM, an onnx ModelProto, an
             InferenceSession of onnxruntime, or a callable of one array [n, *shape] of torch,
             TensorFlow, JAX or numpy; a path or text that `load` takes; a Target, which is returned
-            as it is, or as a copy with the `probabilities` and the `task` that are given.
+            as it is, or as a copy with the `probabilities`, `task` and `threshold` that are given.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same
             units.
         preprocess: what happens to raw inputs before the model, one step or several in order:
@@ -95,6 +97,8 @@ def wrap(
         task: `classes`, `multilabel` or `regression(tolerance=0.1)`.
         precision: of gradients: `float32` or `bfloat16`.
         compile: compile what gradients are taken of.
+        threshold: of a model of two classes, the probability of class 1 from which on it decides
+            for class 1; default: a half.
 
     `TorchTarget` says more of the options from `shape` on.
 
@@ -111,8 +115,10 @@ def wrap(
             "output": output,
         }
         refused = [name for name, value in given.items() if value]
-        return _wrapped_again(model, refused, layout, probabilities, task)
-    steps, device = _steps(preprocess), device_of(device)
+        return with_threshold(
+            _wrapped_again(model, refused, layout, probabilities, task), threshold
+        )
+    steps, device, name = _steps(preprocess), device_of(device), type(model).__name__
     if draws is None and any(isinstance(step, Defence) and step.random for step in steps):
         draws = 20
     others = None
@@ -142,9 +148,26 @@ def wrap(
         precision=precision,
         compile=compile,
     )
-    if draws in (None, 1):
+    target.name = name
+    if draws not in (None, 1):
+        target = wrappers.ExpectationOverTransformation(target, draws)
+    return with_threshold(target, threshold)
+
+
+def with_threshold(target: Target, threshold: float | None) -> Target:
+    """The target, which decides for class 1 from this probability on.
+
+    Raises:
+        InputError: it has another threshold, or cannot have one; see `Threshold`.
+    """
+    if threshold is None or getattr(target, "threshold", None) == threshold:
         return target
-    return wrappers.ExpectationOverTransformation(target, draws)
+    if isinstance(target, Threshold):
+        raise InputError(
+            f"the model has the threshold {target.threshold:g} already; say another where it is "
+            "wrapped."
+        )
+    return Threshold(target, threshold)
 
 
 def _wrapped_again(

@@ -16,6 +16,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.target import copied
+from holdfast.targets.threshold import Threshold
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Threat
 from holdfast.training.objective import Standard
@@ -58,6 +59,10 @@ def train(
             finite.
     """
     target = copied(wrap(model))
+    if isinstance(target, Threshold):
+        raise InputError(
+            "train learns the probabilities of classes, on which no threshold bears; leave it out."
+        )
     if isinstance(target, ExpectationOverTransformation):  # one draw trains
         target = target.inner
     network = network_of(model, target)
@@ -68,7 +73,8 @@ def train(
             "train takes a classifier of k classes and of one input, but this model has "
             f"{'several inputs' if target.inputs.context else f'the task {task}'}."
         )
-    data = open_for(target, data)
+    data = open_for(target, data, split="train")
+    target.of_table(data.columns or ())
     check_data(data, target.bounds)
     recipe = Recipe(
         name="plain",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.data.columns import Column, frame
+from holdfast.errors import InputError, suggest
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
-from holdfast.targets.target import Access
+from holdfast.targets.target import Access, refuse_texts
 from holdfast.targets.trees import Trees
 
 # how objectives of classifiers begin
@@ -46,16 +49,52 @@ class ArrayModel(Adapter):
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self._columns, self._trees = digest, columns, trees
+        # of rows of a table: where they hold the model's own columns, and all that they hold
+        self._order: list[int] | None = None
+        self._table: tuple[Column, ...] | None = None
         self.libraries = _libraries(getattr(function, "__self__", None))
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
-        z = self.function(table(given, self._columns))
+        z = self.function(self._rows(given))
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
 
+    def of_table(self, columns: Sequence[Column]) -> ArrayModel:
+        """The same model of rows of a table. Those of its own columns are picked by name, whatever
+        their order and what else there is.
+
+        Raises:
+            InputError: a column that it was fitted with is missing, or it was fitted without names
+                and there are texts.
+        """
+        if self._columns is None:
+            refuse_texts(columns)
+            return self
+        places = {column.name: place for place, column in enumerate(columns)}
+        if missing := [name for name in self._columns if name not in places]:
+            raise InputError(
+                f"the model was fitted on a column {missing[0]!r}, which the data lack; "
+                f"{suggest(missing[0], places)}"
+            )
+        own = copy.copy(self)
+        own._order, own._table = [places[name] for name in self._columns], tuple(columns)
+        own.shape = (len(columns),)
+        return own
+
+    def _rows(self, x: np.ndarray) -> Any:
+        """Rows as the model takes them: a DataFrame, where it was fitted with names."""
+        if self._table is None or self._order is None:
+            return table(x, self._columns)
+        return frame(x[:, self._order], [self._table[place] for place in self._order])
+
     def trees(self) -> Trees:
-        return super().trees() if self._trees is None else self._trees()
+        if self._trees is None:
+            return super().trees()
+        found = self._trees()
+        if self._order is not None:
+            return replace(found, feature=np.asarray(self._order)[found.feature])
+        return found
 
     def digest(self) -> bytes:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)

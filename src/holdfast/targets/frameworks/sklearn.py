@@ -41,6 +41,8 @@ _OWN_TYPES = frozenset(
     """.split()
 ) | {f"sklearn.gaussian_process.kernels.{name}" for name in f"{_KERNELS} Sum WhiteKernel".split()}
 
+_TRIED = 64  # random rows
+
 
 class _Hasher(NumpyHasher):
     """A hash of an estimator's values: the same for one that was fitted here and one that was read
@@ -93,7 +95,9 @@ def from_estimator(
         names.reverse()
     for name in names:
         if hasattr(model, name) and gives != "labels":
-            return ArrayModel(getattr(model, name), classes=classes, **own)
+            scores = ArrayModel(getattr(model, name), classes=classes, **own)
+            scores.log_odds = name == "predict_proba" or _gives_odds(model, features, columns)
+            return scores
     if known is not None:
         places = {label: i for i, label in enumerate(known)}
 
@@ -203,20 +207,38 @@ def _nodes(tree: Any) -> tuple[np.ndarray, ...]:
 def _decides_alike(model: Any, features: int | None, columns: list[str] | None, k: int) -> bool:
     """Whether an estimator's decision function, which does not round to 0 and 1, decides as its
     probabilities do."""
+    both = _both(model, features, columns)
+    if both is None:
+        return False
+    z, p = both
+    if k == 2:
+        z = np.stack([np.zeros_like(z), z], -1)
+    return z.shape == (_TRIED, k) and np.array_equal(z.argmax(1), p.argmax(1))
+
+
+def _gives_odds(model: Any, features: int | None, columns: list[str] | None) -> bool:
+    """Whether an estimator's decision function gives the log odds of its probability of class 1."""
+    z, p = _both(model, features, columns) or (np.zeros(0), np.zeros((1, 2)))
+    shapes = z.shape, p.shape
+    return shapes == ((_TRIED,), (_TRIED, 2)) and np.allclose(1 / (1 + np.exp(-z)), p[:, 1])
+
+
+def _both(
+    model: Any, features: int | None, columns: list[str] | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Decision function and probabilities of random rows, where an estimator gives both."""
     if features is None or not (
         hasattr(model, "decision_function") and hasattr(model, "predict_proba")
     ):
-        return False
-    x = table(np.random.default_rng(0).normal(size=(64, int(features))), columns)
+        return None
+    x = table(np.random.default_rng(0).normal(size=(_TRIED, int(features))), columns)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of rows that are not its own
             z, p = (np.asarray(ask(x)) for ask in (model.decision_function, model.predict_proba))
     except Exception:  # noqa: BLE001  # whatever an estimator makes of rows that are not its own
-        return False
-    if k == 2:
-        z = np.stack([np.zeros_like(z), z], -1)
-    return z.shape == (64, k) and np.array_equal(z.argmax(1), p.argmax(1))
+        return None
+    return z, p
 
 
 def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:

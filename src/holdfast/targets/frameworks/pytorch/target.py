@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import spec
+from holdfast.data.columns import Column
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen, said_by, versions_of
 from holdfast.targets.batch import Batch, Batcher, Rows
@@ -50,6 +51,7 @@ from holdfast.targets.target import (
     Pullback,
     Target,
     asking,
+    copied,
     sealed,
 )
 from holdfast.tasks import Classes, TaskWithTruth, odds
@@ -172,6 +174,13 @@ class TorchTarget(Target):
         self._try_channels_last()
         self._make_twin()
         self.bound = True
+
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        if not isinstance(self.model, Adapter):
+            return super().of_table(columns)
+        own = copied(self)
+        own.model = own.twin = self.model.of_table(columns)
+        return own
 
     def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
