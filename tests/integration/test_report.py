@@ -126,6 +126,15 @@ def test_the_headline_is_a_sentence_of_the_figures(tmp_path: Path) -> None:
     assert "on at most" in words.headline(aimed)
 
 
+def test_the_page_says_which_inputs_a_trial_leaves_out(tmp_path: Path) -> None:
+    make(tmp_path, spec="pgd(max_margin=0.3) --out x")
+    source = page(tmp_path)
+    assert "attacks only inputs that were close to being broken" in text_of(source)
+    assert '<span class="option">--out</span> x' in source  # no line ends within it
+    make(tmp_path, spec="pgd()")
+    assert "attacks only inputs" not in text_of(page(tmp_path))
+
+
 def test_hostile_text_is_inert(tmp_path: Path) -> None:
     make(tmp_path, names=[HOSTILE, f"{HOSTILE}2", "' onload='x", "]]>"], spec=HOSTILE, target=0)
     source = page(tmp_path)

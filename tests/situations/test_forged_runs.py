@@ -88,7 +88,7 @@ def renamed(m: Manifest) -> Manifest:
             "one_step",
         ),
     ],
-    ids=["renamed", "perceptual", "budget", "examined", "initial_findings"],
+    ids=["renamed", "perceptual", "budget", "probe", "initial_findings"],
 )
 def test_forged_facts_are_found(
     run: Path, change: Callable[[Manifest], Manifest], seen: str

@@ -292,14 +292,14 @@ def _noted(
         again += one_size(source, threat)
     if not threat.bounded:
         again.append(checks.NO_EPS)
-    due = checks.examined(name, manifest.max_queries, target, threat)
+    due = checks.probed(name, manifest.max_queries, target, threat)
     # without the surrogate the probe cannot be repeated
     unknown = due and manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     if due and not unknown:
         first = parse_trial(manifest.protocol.trials[0])
         answers = probe(target, source, threat, first, sources, manifest.seed)
-        found = checks.signs(answers)
+        found = checks.findings_of(answers)
         again += checks.answered(found, checks.follow(found, name, threat, sources))
         costs = add(answers.costs, sources.costs)
     if not unknown:

@@ -228,7 +228,7 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
 def _probe(
     settings: SearchSettings, source: Source, rows: CleanRows, left: float, bill: Bill
 ) -> None:
-    """Bill the questions of `probe.examine`, most of which go to the share `left` that the first
+    """Bill the questions of `probe.probe_rows`, most of which go to the share `left` that the first
     trial leaves."""
     m = probe.rows_of(source) * rows.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)

@@ -220,7 +220,7 @@ def _opened(job: Evaluation) -> bool:
 def _probed(job: Evaluation) -> Evaluation:
     """The evaluation with what the probe finds, and with the trials that answer it."""
     settings, name = job.settings, job.ready.protocol.name
-    due = checks.examined(name, settings.budget, settings.target, settings.threat)
+    due = checks.probed(name, settings.budget, settings.target, settings.threat)
     _estimate(job, probed=due)
     found, costs = list[Finding](), Costs()
     if due:
@@ -249,7 +249,7 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
             settings.gradient_sources,
             settings.seed,
         )
-        found = [f.model_dump(mode="json") for f in checks.signs(answers)]
+        found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
         job.journal.write("probe", {"ids": answers.ids}, said)
     _, said = job.journal.read("probe")

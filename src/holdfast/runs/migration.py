@@ -53,6 +53,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "Lend it the gradients of its float version",
         "Attack it by the gradients of its float version",
     ),
+    ("rows examined", "rows probed"),
 )
 
 
