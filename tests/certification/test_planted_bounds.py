@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import test_pitfalls
-import test_soundness
 import torch
+from helpers.bounds import check_linear, check_positive, check_sound
 from torch import Tensor
 
 from holdfast.bounds import Margins, propagate
@@ -22,17 +21,17 @@ Patch = Callable[[Any, str, Any], None]
 def sound(kind: str) -> Callable[[], None]:
     def check() -> None:
         for seed in range(2):
-            test_soundness.check(kind, "linf", seed, samples=200, steps=20)
+            check_sound(kind, "linf", seed, samples=200, steps=20)
 
     return check
 
 
 def tight() -> None:
-    test_soundness.test_a_linear_network_is_bounded_exactly("linf")
+    check_linear("linf")
 
 
 def not_a_number() -> None:
-    test_pitfalls.test_what_is_not_above_0_is_not_proved(float("nan"))
+    check_positive(float("nan"))
 
 
 def sign_at_a_fork(patch: Patch) -> None:
