@@ -135,7 +135,7 @@ class Graph:
         for i, node in enumerate(self.nodes):
             if len(node.parents) == 1 and node.parents[0] in alone and node.affine:
                 exact.add(i)
-            if not isinstance(node.affine, (Elementwise, Reshape)) or len(node.parents) > 1:
+            if not isinstance(node.affine, (Elementwise, Reshape)) or len(node.parents) != 1:
                 continue
             for kind in (alone, exact):
                 if node.parents[0] in kind:
@@ -332,8 +332,8 @@ def _affine(
         *options, groups = given + list(_CONVOLUTION[len(given) :])
         if not isinstance(options[1], str):
             axes = len(shape) - 2
-            each = (tuple(part) * (axes // len(part)) for part in options)
-            return Convolution(weight, *each, groups, shape, shapes[0])
+            stride, padding, dilation = (tuple(part) * (axes // len(part)) for part in options)
+            return Convolution(weight, stride, padding, dilation, groups, shape, shapes[0])
     return General(call, shape, shapes)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ class Lines:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Lines:
         """The same with every tensor changed."""
-        given = (getattr(self, field.name) for field in fields(self))
-        return Lines(*(part if part is None else change(part) for part in given))
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(part) for k, part in given.items() if part is not None})
 
 
 class Rule(ABC):
