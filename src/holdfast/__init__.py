@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.targets.target import Bounds
     from holdfast.targets.wrapping import load, wrap
+    from holdfast.threats.table.features import Feature
+    from holdfast.threats.table.schema import Schema
     from holdfast.threats.threat import Targeted, Threat, Untargeted
     from holdfast.training.train import train
 
@@ -50,6 +52,8 @@ _HOMES = {
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.targets.target": ("Bounds",),
     "holdfast.targets.wrapping": ("load", "wrap"),
+    "holdfast.threats.table.features": ("Feature",),
+    "holdfast.threats.table.schema": ("Schema",),
     "holdfast.threats.threat": ("Targeted", "Threat", "Untargeted"),
     "holdfast.training.train": ("train",),
 }
@@ -59,12 +63,14 @@ __all__ = [
     "AccessError",
     "AttackResult",
     "Bounds",
+    "Feature",
     "HoldfastError",
     "InputError",
     "Interval",
     "Normalize",
     "Resize",
     "Run",
+    "Schema",
     "Source",
     "SpecError",
     "Targeted",

@@ -49,7 +49,7 @@ def train(
     texts.check_layout(layout)
     chosen = _model(model, generator, discriminator)
     box = options.box_of(rows["bounds"], rows["limits"])
-    if rows["limits"] is not None:
+    if rows["limits"] is not None or rows["schema"] is not None:
         raise InputError(
             "a generator draws within one range for all features, so --limits says nothing that it "
             "can keep to; give --bounds."

@@ -116,7 +116,7 @@ def harden(
         made = make_robust(
             target,
             source,
-            texts.threat_of(threat, texts.limits_of(how["limits"])),
+            options.open_threat(threat=threat, limits=how["limits"], schema=how["schema"]),
             recipe=recipe,
             objective=objective,
             epochs=epochs,

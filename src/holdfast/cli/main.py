@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from holdfast import memory, quiet
-from holdfast.cli import attack, certify, demo, evaluate, generate, harden, listing, runs, train
+from holdfast.cli import (
+    attack,
+    certify,
+    demo,
+    evaluate,
+    generate,
+    harden,
+    listing,
+    runs,
+    schema,
+    train,
+)
 from holdfast.cli.command import Action, Command, guarded, with_shared_options
 from holdfast.version import VERSION
 
@@ -30,6 +41,7 @@ COMMANDS: dict[str, Action] = {
     "demo": demo.demo,
 }
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
+SCHEMA: dict[str, Action] = {"infer": schema.infer}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,6 +75,11 @@ _generate = typer.Typer(
 _add(app, COMMANDS)
 _add(_generate, GENERATE)
 app.add_typer(_generate, name="generate")
+_schema = typer.Typer(
+    help="What the rows of a table may be.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+_add(_schema, SCHEMA)
+app.add_typer(_schema, name="schema")
 
 
 def main() -> None:

@@ -71,6 +71,14 @@ Limits = Annotated[
         metavar="FILE",
     ),
 ]
+SchemaFile = Annotated[
+    Path | None,
+    about_data(
+        "--schema",
+        help="The schema of a table (TOML): types, bounds, relations, and what may change.",
+        metavar="FILE",
+    ),
+]
 Layout = Annotated[
     str | None,
     about_data(
@@ -146,12 +154,22 @@ Gate = Annotated[
 
 
 def box_of(
-    bounds: str | None, limits: Path | None, otherwise: tuple[Any, Any] = (0.0, 1.0)
+    bounds: str | None,
+    limits: Path | None,
+    otherwise: tuple[Any, Any] = (0.0, 1.0),
+    schema: Path | None = None,
 ) -> "Bounds":
     """The range of raw inputs, of each feature or of all; `otherwise` where no option says it."""
     from holdfast.targets.target import Bounds
 
     features = texts.limits_of(limits)
+    if (table := texts.schema_of(schema)) is not None:
+        if bounds is not None or "low" in features:
+            raise SpecError(
+                f"--schema {schema} says the bounds of each feature; leave out --bounds, and low "
+                "and high of --limits."
+            )
+        return Bounds.of(table.extent)
     if "low" in features:
         if bounds is not None:
             raise SpecError(
@@ -169,6 +187,7 @@ def open_source(
     *,
     bounds: RawRange = None,
     limits: Limits = None,
+    schema: SchemaFile = None,
     split: Annotated[
         str | None,
         about_data(
@@ -212,7 +231,7 @@ def open_source(
     """
     from holdfast.data import open_data
 
-    high = (box or box_of(bounds, limits)).high
+    high = (box or box_of(bounds, limits, schema=schema)).high
     loading = {"label": label, "classes": classes, "resize": resize, "crop": crop}
     return open_data(data, split=split or default, scale=high <= 1, **loading)
 
@@ -319,6 +338,7 @@ def open_target(
     device: Device = "auto",
     bounds: RawRange = None,
     limits: Limits = None,
+    schema: SchemaFile = None,
     layout: Layout = None,
 ) -> "Target":
     """The model, wrapped.
@@ -339,7 +359,7 @@ def open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=box or box_of(bounds, limits),
+        bounds=box or box_of(bounds, limits, schema=schema),
         preprocess=parse(preprocess or ()),
         layout=layout,
         output=output,
@@ -357,6 +377,7 @@ def open_threat(
     *,
     threat: ThreatText,
     limits: Limits = None,
+    schema: SchemaFile = None,
     target: Annotated[
         str | None,
         about_threat(
@@ -374,7 +395,7 @@ def open_threat(
     ] = None,
 ) -> "Threat | str":
     """The threat, with what the options say of it; else its text, which may name a movement."""
-    return texts.threat_of(threat, texts.limits_of(limits), target, grid)
+    return texts.threat_of(threat, texts.limits_of(limits), target, grid, schema)
 
 
 def folder_of(

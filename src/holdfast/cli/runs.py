@@ -45,7 +45,7 @@ def verify(
         )
     said = manifest.model
     default = (limits["low"], limits["high"]) if said.box else said.bounds
-    box = options.box_of(how["bounds"], how["limits"], default)
+    box = options.box_of(how["bounds"], how["limits"], default, how["schema"])
     rows = suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
@@ -69,6 +69,9 @@ def verify(
         wrong += html.differs(run)
     except InputError as error:
         wrong.append(f"report.html: {error}")
+    schema = texts.schema_of(how["schema"])
+    if schema is not None and schema.text() != manifest.threat.table:
+        wrong.append(f"threat: the run was measured under another schema than {how['schema']}.")
     for sentence in wrong:
         typer.echo(printable(sentence))
     if wrong:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import InputError, SpecError
+
+if TYPE_CHECKING:
+    from holdfast.threats.table.schema import Schema
 
 
 def bounds_of(text: str) -> tuple[float, float]:
@@ -46,8 +49,21 @@ def limits_of(path: Path | None) -> dict[str, Any]:
     return found
 
 
+def schema_of(path: Path | None) -> Schema | None:
+    """The schema of `--schema`."""
+    if path is None:
+        return None
+    from holdfast.threats.table.schema import Schema
+
+    return Schema.load(path)
+
+
 def threat_of(
-    text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None
+    text: str,
+    limits: dict[str, Any],
+    target: str | None = None,
+    grid: str | None = None,
+    schema: Path | None = None,
 ) -> Any:
     """The threat, with what the options say of it; else its text, which may name a movement."""
     from dataclasses import replace
@@ -55,9 +71,9 @@ def threat_of(
     from holdfast.threats.threat import Threat
 
     own = {name: limits[name] for name in ("scale", "mask") if name in limits}
-    if not own and target is None and grid is None:
+    if not own and target is None and grid is None and schema is None:
         return text
-    threat = Threat.parse(text).limited(**own)
+    threat = replace(Threat.parse(text).limited(**own), schema=schema_of(schema))
     if grid is not None:
         threat = replace(threat, grid=grid)
     return threat if target is None else threat.towards(_target_of(target))

@@ -34,7 +34,7 @@ def conclude(
     findings = [
         *facts.initial_findings,
         *_contradictions(table),
-        *_statuses(table, metrics),
+        *_statuses(table, metrics, schema=facts.threat.table is not None),
         *(f for f in of_attacks if f.severity == "info" or not proved),
         *knowledge(facts, table),
     ]
@@ -79,7 +79,7 @@ def _contradictions(table: pa.Table) -> Iterator[Finding]:
         yield Finding(check=CONTRADICTION, severity="red", text=text, **found)
 
 
-def _statuses(table: pa.Table, metrics: Metrics) -> Iterator[Finding]:
+def _statuses(table: pa.Table, metrics: Metrics, *, schema: bool) -> Iterator[Finding]:
     """Of rows without a status that holds, or whose attack did not end."""
     if n := metrics.counts["failed"]:
         text = (
@@ -100,7 +100,9 @@ def _statuses(table: pa.Table, metrics: Metrics) -> Iterator[Finding]:
         text += " There is no figure; give more time."
         if n < table.num_rows:
             severity, text = "info", f"{n} rows were not attacked"
-            text += " (time ran out, or their class is the goal); the figures are of the others."
+            why = "they break the schema, " if schema else ""
+            why += "time ran out, or their class is the goal"
+            text += f" ({why}); the figures are of the others."
         yield Finding(check="skipped", severity=severity, text=text, value=n, threshold=0)
     finished = table.column("finished").to_numpy(zero_copy_only=False)
     if n := int((_robust(table) & ~finished).sum()):

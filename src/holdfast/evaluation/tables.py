@@ -24,8 +24,7 @@ def in_table(target: Target, threat: Threat) -> Target:
         innermost = target
         while (inner := getattr(innermost, "inner", None)) is not None:
             innermost = inner
-        low, high = (side.nan_to_num(0, 0, 0) for side in threat.schema.box)
-        innermost.bounds = Bounds.of((low, high))
+        innermost.bounds = Bounds.of(threat.schema.extent)
     return target
 
 

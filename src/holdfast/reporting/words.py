@@ -190,6 +190,8 @@ def capability(manifest: Manifest) -> str:
     said = _capability(manifest)
     if "limits=" in manifest.threat.text:
         said += "; eps has a scale, or a mask, for each value"
+    if manifest.threat.table is not None:
+        said += ", in the units of the table's features; rows obey its schema"
     return said
 
 

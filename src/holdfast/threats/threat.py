@@ -93,6 +93,11 @@ class Threat:
             raise SpecError(
                 f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out."
             )
+        if self.schema is not None and (self.grid or self.spatial is not None):
+            raise SpecError(
+                "a schema is of tables, and a grid or a movement of images; a threat has one of "
+                "them."
+            )
         if self.mask is not None:
             object.__setattr__(self, "mask", as_tensor(self.mask, "a mask").bool())
         if not isinstance(self.eps, (int, float, Tensor, str)) and self.eps is not None:

@@ -11,11 +11,12 @@ sum("bytes_*") == total
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -152,11 +153,14 @@ class _Reader:
     text: str
     parameters: Mapping[str, Number]
     depth: int = 0
+    parts: Iterator[int] = field(default_factory=itertools.count)  # read so far
 
     def refused(self, what: str) -> SpecError:
         return SpecError(f"{self.name} ({_short(self.text)}) {what}")
 
     def deeper(self) -> _Reader:
+        if next(self.parts) > LARGEST:
+            raise self.refused("is too long once its formulas are written out.")
         if self.depth > DEEPEST:
             raise self.refused(f"has more than {DEEPEST} brackets within one another.")
         return replace(self, depth=self.depth + 1)

@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.errors import SpecError, suggest
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Number
 from holdfast.threats.table.features import FREE, Feature
+from holdfast.threats.table.infer import infer
 from holdfast.threats.table.language import Vocabulary
 from holdfast.threats.table.repair import Mender, Rows
 
@@ -73,6 +75,12 @@ class Schema:
         """The bounds of each feature, [features] float64 each; infinite where it has none."""
         sides = torch.tensor([f.bounds for f in self.features], dtype=torch.float64)
         return sides[:, 0], sides[:, 1]
+
+    @property
+    def extent(self) -> tuple[Tensor, Tensor]:
+        """The same with 0 in the place of what is infinite."""
+        low, high = (side.nan_to_num(0, 0, 0) for side in self.box)
+        return low, high
 
     @cached_property
     def conditions(self) -> dict[str, Condition]:
@@ -188,6 +196,19 @@ class Schema:
         return found
 
     # ------------------------------------------------------------------ files
+
+    @staticmethod
+    def infer(x: Any, names: Sequence[str] | None = None) -> Schema:
+        """A first draft from rows x [n, features] of numbers, an array or a DataFrame: types,
+        bounds and one-hot groups, as the rows show them. All may change but what has one value.
+
+        Raises:
+            InputError: it is no table of finite numbers.
+        """
+        rows = np.asarray(x, dtype=np.float64)
+        if names is None:
+            names = getattr(x, "columns", [f"x{j + 1}" for j in range(rows.shape[-1])])
+        return Schema(*infer(rows, [str(name) for name in names]))
 
     @staticmethod
     def load(path: Path | str) -> Schema:
@@ -320,7 +341,7 @@ class Schema:
         fixed = {j for j, f in enumerate(self.features) if f.mutability == "fixed"}
         groups = [torch.tensor(group) for group in self.members.values()]
         grouped = {j for group in self.members.values() for j in group}
-        low, high = (side.nan_to_num(0, 0, 0) for side in self.box)
+        low, high = self.extent
         return Mender(
             conditions=list(conditions.values()),
             formulas=formulas,

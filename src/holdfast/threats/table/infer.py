@@ -1,0 +1,63 @@
+"""What the rows of a table show of its columns, for a person to correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from holdfast.errors import InputError
+from holdfast.threats.table.features import Feature
+
+LEAST = 3  # columns of a one-hot group
+
+
+def infer(x: np.ndarray, names: Sequence[str]) -> tuple[list[Feature], dict[str, list[str]]]:
+    """The features and the one-hot groups that rows x [n, features] show; all but those of one
+    value may change, within what was seen.
+
+    Raises:
+        InputError: there are no rows, or one holds no finite number.
+    """
+    if x.ndim != 2 or not len(x) or x.shape[1] != len(names):
+        raise InputError(
+            f"a schema is inferred from rows [n, {len(names)}], not from inputs of shape {x.shape}."
+        )
+    if not np.isfinite(x).all():
+        row, at = np.argwhere(~np.isfinite(x))[0]
+        raise InputError(
+            f"row {row} has {x[row, at]:g} in the column {names[at]}; expected numbers."
+        )
+    features = [_feature(name, x[:, j]) for j, name in enumerate(names)]
+    return features, _groups(x, features)
+
+
+def seen(column: np.ndarray) -> str:
+    """What a column holds, in few words."""
+    count = len(np.unique(column))
+    if count == 1:
+        return "one value"
+    return f"{count:,} values, median {np.median(column):.6g}"
+
+
+def _feature(name: str, column: np.ndarray) -> Feature:
+    low, high = float(column.min()), float(column.max())
+    if low == high:
+        return Feature(name, "real", "fixed", (low, high))
+    kind = "real"
+    if (column == np.rint(column)).all():
+        kind = "binary" if (low, high) == (0.0, 1.0) else "integer"
+    return Feature(name, kind, "free", (low, high))
+
+
+def _groups(x: np.ndarray, features: Sequence[Feature]) -> dict[str, list[str]]:
+    """Columns of 0 and 1 with one beginning of their names, of which each row has one 1."""
+    stems: dict[str, list[int]] = {}
+    for j, feature in enumerate(features):
+        if feature.type == "binary" and "_" in feature.name:
+            stems.setdefault(feature.name.rsplit("_", 1)[0], []).append(j)
+    return {
+        stem: [features[j].name for j in columns]
+        for stem, columns in stems.items()
+        if len(columns) >= LEAST and (x[:, columns].sum(1) == 1).all()
+    }
