@@ -113,6 +113,8 @@ class Threshold(Around):
 class _Shift(nn.Module):
     """Scores [n, 2] plus a constant."""
 
+    by: Tensor
+
     def __init__(self, by: Tensor) -> None:
         super().__init__()
         self.register_buffer("by", by)
