@@ -50,6 +50,8 @@ USES = {
     "vfga": "the same, greedily: fewer passes",
     "jsma": "a paper's figure is JSMA's, in L0",
     "slide": "you train or attack in L1 and want a simple step",
+    "capgd": "inputs are rows of a table with a schema, and the model gives gradients",
+    "genetic": "the same where it gives scores, or gradients leave rows: slower, and finds more",
     "treeexact": "the model is a forest or boosted trees, in Linf: the nearest example there is",
     "hopskipjump": "the model gives labels alone",
     "rays": "the model gives labels alone, in Linf: the check that no bending of scores misleads",

@@ -4,6 +4,8 @@ both proved and broken fails the run."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from holdfast.reporting import audit, words
 from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets.demo import demo_model
+from holdfast.threats.threat import Threat
 
 N = 24
 THREAT = "linf(0.04)"
@@ -122,7 +125,7 @@ def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
 
 def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
     sizes = (0.01, 0.02, 0.08)
-    run = measured(curve=sizes)
+    run = measured(epsilons=sizes)
     points = {point.eps: point for point in run.metrics.curve}
     proved = {eps: points[eps].certified_accuracy for eps in (0.04, *sizes)}
     for eps, share in proved.items():
@@ -136,7 +139,7 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
 
 
 def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
-    measured(tmp_path / "run", curve=[0.02])
+    measured(tmp_path / "run", epsilons=[0.02])
     target = holdfast.wrap(Net())
     assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
@@ -172,6 +175,54 @@ def test_time_that_ran_out_is_said_and_gone_on_with(tmp_path: Path) -> None:
     again = certify(Net(), data(), THREAT, out=tmp_path / "run", resume=True)
     assert not again.unfinished
     assert statuses(again).tolist() == statuses(certify(Net(), data(), THREAT)).tolist()
+
+
+class Slow:
+    """A method that takes a second of a clock for each row, and proves nothing."""
+
+    def __init__(self, clock: list[float], x: torch.Tensor, *_: Any) -> None:
+        self.clock, self.x = clock, x
+
+    def at(self, rows: torch.Tensor) -> Slow:
+        return Slow(self.clock, self.x[rows])
+
+    def climb(self, method: str) -> torch.Tensor:
+        self.clock[0] += len(self.x) * (method == "dear")
+        return torch.zeros(len(self.x), dtype=torch.bool)
+
+
+def test_no_method_begins_what_the_time_does_not_pay_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(ladder.time, "monotonic", lambda: clock[0])
+    methods = ladder.Methods(("cheap", "dear"), partial(Slow, clock))
+    climb = ladder.Climb(Ladder(), holdfast.wrap(Net()), methods)
+    threat = replace(Threat.linf(0.1), eps=torch.full((N,), 0.1))
+    steps = list[tuple[str, int]]()
+    x, y = (torch.from_numpy(part) for part in data())
+    found = climb.climb(x, y, threat, 20.5, lambda *said: steps.append(said))
+    assert clock[0] == 20  # not 32: the second group is cut
+    assert found.reason.count("dear does not prove it") == 20
+    assert found.reason.count("time ran out before dear") == N - 20
+    assert steps[0] == ("cheap", 0)
+    assert steps[-1] == ("dear", N)
+
+
+def test_the_time_is_estimated_and_progress_says_how_many_rows() -> None:
+    estimates, shares, said = [], [], []
+
+    def on_progress(progress: Any) -> None:
+        shares.append(progress.share)
+        said.append(progress.trial)
+
+    how = {"attacks": ["pgd(steps=5)"], "certifier": Ladder(2.0), "on_estimate": estimates.append}
+    holdfast.evaluate(Net(), data(), THREAT, on_progress=on_progress, **how)
+    assert estimates[0].proofs == 2 * N
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert any(text.startswith("proving with crown: ") for text in said)
+    certify(Net(), data(), THREAT, on_estimate=estimates.append, max_seconds=5)
+    assert estimates[-1].passes == 0
+    assert 0 < estimates[-1].proofs <= 5
 
 
 def test_a_run_without_proofs_says_nothing_of_them(tmp_path: Path) -> None:
@@ -267,7 +318,7 @@ class Everything:
     """Proves whatever it is asked about."""
 
     def __init__(self, graph: Any, x: torch.Tensor, *_: Any) -> None:
-        self.rows = x[:, 0, 0, 0]
+        self.rows = x
 
     def at(self, rows: torch.Tensor) -> Everything:
         raise AssertionError("no row is left")
@@ -354,6 +405,32 @@ class Odd(Net):
         return super().forward(x).cumsum(1)
 
 
+class Dropping(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.dropout(x, training=True))
+
+
+class Together(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = super().forward(x)
+        return z + 0.1 * z.mean(0)
+
+
+class Normalised(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.batch_norm(x, None, None, training=True))
+
+
+class Counting(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("model", "threat", "said"),
     [
@@ -363,12 +440,26 @@ class Odd(Net):
         (Odd(), THREAT, "operator cumsum"),
         (Net().half(), THREAT, "float16"),
         (Noisy(), THREAT, "randomised"),
+        (Dropping(), THREAT, "randomised"),
+        (Together(), THREAT, "others of its batch"),
+        (Normalised(), THREAT, "by the statistics of the batch"),
+        (Counting(), THREAT, "overwrites"),
+        (holdfast.wrap(Net(), draws=4), THREAT, "randomised"),
+        (Net(), "linf(0.04, target=3)", "knows 0 to 2"),
+        (Net(), "linf(-1)", "eps"),
     ],
 )
 def test_what_cannot_be_proved_is_refused(model: Any, threat: str, said: str) -> None:
     with pytest.raises(HoldfastError, match=said) as error:
         certify(model, data(), threat)
     assert "\n" not in str(error.value)
+
+
+def test_trees_are_proved_in_linf_alone() -> None:
+    x, y = (part.reshape(N, -1).squeeze() for part in data())
+    forest = RandomForestClassifier(3, random_state=0).fit(x, y)
+    with pytest.raises(HoldfastError, match=r"proofs of trees under l2\(1\); expected linf"):
+        certify(forest, (x, y), "l2(1)")
 
 
 def test_a_model_without_a_graph_is_refused() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.networks import CLASSES, SHAPE, network
+from helpers.networks import CLASSES, KINDS, SHAPE, network
 from torch import Tensor, nn
 
 from holdfast import bounds
-from holdfast.bounds import Margins, margins, trace
+from holdfast.bounds import Margins, Rows, margins, region, trace
 from holdfast.errors import InputError, SpecError
+from holdfast.targets.target import Bounds
+from holdfast.threats.threat import Threat
 
 X = torch.full((2, *SHAPE), 0.5)
 Y = torch.tensor([0, 1])
@@ -158,16 +160,28 @@ def test_a_graph_answers_as_its_network(kind: str) -> None:
     assert torch.allclose(trace(net, x[:1])(x), net.double()(x.double()), atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["dense", "residual", "pooled", "smooth", "leaky", "joined"])
-def test_what_float32_adds_is_bounded(kind: str) -> None:
-    net = network(kind, 5)
-    x = torch.rand(50, *SHAPE)
-    y = torch.zeros(50, dtype=torch.long)
-    found = margins(net, x, y, "linf(0.01)")
-    scores = trace(net, x[:1])(x)
-    off = (net(x).double() - scores).abs()
-    assert bool((off <= found.rounding).all())
-    assert float(found.rounding.max()) < 2e-3
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_float32_adds_is_little(kind: str) -> None:
+    net, x = network(kind, 5), torch.rand(50, *SHAPE)
+    found = margins(net, x, torch.zeros(50, dtype=torch.long), "linf(0.01)")
+    z = net(x).double()
+    assert bool((z[:, :1] - z >= found.lower - found.rounding)[:, 1:].all())
+    assert bool((found.rounding[:, 1:] > 0).all())
+    assert float(found.rounding.max()) < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_rounds_much_stays_above_its_bound(kind: str) -> None:
+    """In bfloat16, with a unit of 2^-9: it falls below what holds in real arithmetic."""
+    net = network(kind, 5).bfloat16()
+    x, y = torch.rand(200, *SHAPE).bfloat16(), torch.zeros(200, dtype=torch.long)
+    z = net(x).double()
+    around = region(x.float(), Threat.linf(1e-6), Bounds())
+    rows = Rows(trace(net.float(), x[:1].float()), around, y, 2.0**-9)
+    rows.climb("crown")
+    margin = (z[:, :1] - z)[:, 1:]
+    assert bool((margin >= rows.rounded[:, 1:]).all())
+    assert bool((margin < rows.lower[:, 1:]).any())
 
 
 def test_proofs_that_do_not_exist_are_refused_in_a_sentence() -> None:

@@ -18,6 +18,7 @@ from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.targets import Target, load, wrap
 from holdfast.targets.demo import demo_model
+from holdfast.targets.target import Inputs
 
 ROWS = 2
 
@@ -53,7 +54,22 @@ def jax(folder: Path) -> Target:
     return wrap(twins.jax_function(), framework="jax")
 
 
-FORMS = [onnx, onnx_of_one_row, jax]
+def keras(folder: Path) -> Target:
+    pytest.importorskip("tensorflow")
+    return wrap(twins.keras_model())
+
+
+def keras_softmax(folder: Path) -> Target:
+    pytest.importorskip("tensorflow")
+    return wrap(twins.keras_model(softmax=True))
+
+
+def tensorflow(folder: Path) -> Target:
+    pytest.importorskip("tensorflow")
+    return wrap(twins.tensorflow_function())
+
+
+FORMS = [onnx, onnx_of_one_row, jax, keras, keras_softmax, tensorflow]
 
 
 @pytest.mark.parametrize("make", FORMS)
@@ -192,3 +208,51 @@ def test_a_function_of_jax_that_others_trained(cases: Path) -> None:
     x, y = torch.as_tensor(x[:ROWS]), torch.as_tensor(y[:ROWS])
     found = [lower(one, x, y, 0.1) for one in (target, wrap(net))]
     assert torch.allclose(*found, rtol=0, atol=1e-5)
+
+
+def keras_layers() -> Any:
+    """The layers that convolutional networks are made of, with weights and statistics at random."""
+    import keras
+
+    layers, x = keras.layers, keras.Input((9, 8, 3))
+    h = layers.Rescaling(2.0, -1.0)(x)
+    h = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])(h)
+    h = layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False)(h)
+    h = layers.LeakyReLU(negative_slope=0.2)(layers.BatchNormalization()(h))
+    h = layers.ZeroPadding2D(((1, 0), (0, 2)))(h)
+    a = layers.ReLU(6.0)(layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(h))
+    h = layers.Add()([a, layers.SeparableConv2D(12, 3, padding="same")(h)])
+    h = layers.Conv2D(8, (1, 3), activation="tanh")(h)
+    pools = layers.MaxPooling2D(3, 2, padding="same"), layers.AveragePooling2D(3, 2, padding="same")
+    h = layers.Dropout(0.5)(layers.Concatenate()([pool(h) for pool in pools]))
+    ends = layers.GlobalAveragePooling2D(), layers.GlobalMaxPooling2D(), layers.Flatten()
+    h = layers.Dense(8, activation="sigmoid")(layers.Concatenate()([end(h) for end in ends]))
+    h = layers.BatchNormalization()(h)
+    model = keras.Model(x, layers.Dense(3, activation="softmax")(h))
+    made = [random(*w.shape) if w.ndim > 1 else abs(random(*w.shape)) for w in model.get_weights()]
+    model.set_weights(made)
+    return model
+
+
+def test_layers_of_keras() -> None:
+    pytest.importorskip("tensorflow")
+    hold(wrap(keras_layers()), (9, 8, 3))
+
+
+@pytest.mark.parametrize("kind", ["elu", "gelu", "lstm", "two inputs"])
+def test_what_a_keras_model_cannot_be_is_said(kind: str) -> None:
+    pytest.importorskip("tensorflow")
+    import keras
+
+    layers, x = keras.layers, keras.Input((6, 2))
+    if kind == "lstm":
+        h = layers.LSTM(3)(x)
+    else:
+        h = layers.Dense(3, kind if kind != "two inputs" else "relu")(layers.Flatten()(x))
+    target = wrap(keras.Model(x, layers.Dense(2)(h)))
+    target.bind((6, 2))
+    if kind == "two inputs":
+        target.inputs = Inputs(context={"other": (1,)})
+    with pytest.raises(InputError, match=r"not supported: .*\.$") as error:
+        target.network()
+    assert "\n" not in str(error.value)

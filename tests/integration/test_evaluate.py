@@ -492,7 +492,7 @@ def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
     assert meets.tolist() == (label == 3).tolist()
 
 
-def test_only_rows_near_to_falling_are_attacked_further() -> None:
+def test_only_rows_close_to_being_broken_are_attacked_further() -> None:
     """By a rule on the row alone: batches change nothing."""
     attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, max_margin=0.5)"]
     run, other = measure(attacks=attacks), measure(attacks=attacks, batch_size=7)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import holdfast
 from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
-from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
+from holdfast.diagnostics.checks import FOLLOW_UPS, answered, findings_of, follow
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers
 from holdfast.errors import SpecError
@@ -78,9 +78,9 @@ PLANTED: dict[str, Callable[[Answers], object]] = {
 @pytest.mark.parametrize("check", PLANTED)
 def test_a_planted_answer_raises_exactly_its_finding(check: str) -> None:
     answers = sound_answers()
-    assert signs(answers) == []
+    assert findings_of(answers) == []
     PLANTED[check](answers)
-    (found,) = signs(answers)
+    (found,) = findings_of(answers)
     assert (found.check, found.severity) == (check, "red")
     assert found.source
     assert set(found.ids) <= set(range(M))
@@ -96,7 +96,7 @@ def test_what_changes_little_is_let_pass() -> None:
         "larger": some(1),
     }
     answers.slope, answers.hard = np.where(some(10), 0.9, 0.01), ["sort"]
-    (found,) = signs(answers)
+    (found,) = findings_of(answers)
     assert (found.check, found.severity) == ("non_smooth", "info")
 
 
@@ -104,7 +104,7 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     answers = sound_answers()
     for check in ("one_hot", "unbounded", "binarisation"):
         PLANTED[check](answers)
-    (found,) = signs(answers)
+    (found,) = findings_of(answers)
     assert (found.check, found.explains) == ("one_hot", ["unbounded", "binarisation"])
     assert "shows as unbounded, binarisation too" in found.text
     threat, source = Threat.linf(0.1), open_data("digits")
@@ -124,7 +124,7 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
     for check, plant in PLANTED.items():
         answers = sound_answers()
         plant(answers)
-        found = signs(answers)
+        found = findings_of(answers)
         trials = follow(found, "standard", threat, sources)
         if norm == "l0" and check in ("one_hot", "more_steps"):
             continue  # its searches use neither of these losses
@@ -269,7 +269,7 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
             measure(model, out=tmp_path / "run")
     monkeypatch.setattr(
         "holdfast.evaluation.evaluate.probe", None
-    )  # it was examined: nobody asks again
+    )  # it was probed: nobody asks again
     again = measure(model, out=tmp_path / "run", resume=True)
     assert again.samples.equals(whole.samples)
     assert again.verdict == whole.verdict
@@ -289,7 +289,7 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(
         found.append(Finding(check="binarisation", severity="info", text=""))
         asked = SimpleNamespace(costs=kept.manifest.probe_costs)
         other.setattr("holdfast.evaluation.claims.probe", lambda *_: asked)
-        other.setattr("holdfast.diagnostics.checks.signs", lambda _: found)
+        other.setattr("holdfast.diagnostics.checks.findings_of", lambda _: found)
         assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"
     text = kept.manifest.model_copy(update={"initial_findings": []}).model_dump_json()

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.data import open_data
+from holdfast.data import open_data, to_train_and_measure
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.hardening import objectives, recipes
@@ -520,3 +520,19 @@ def test_many_rows_need_few_epochs(
         out=tmp_path,
     )
     assert len(made.log) == done
+
+
+def test_a_text_names_both_splits_in_python_as_on_the_command_line(tmp_path: Path) -> None:
+    hard = holdfast.harden(
+        fresh(Normed),
+        "digits",
+        "linf(0.1)",
+        recipe="fast(epochs=1)",
+        train_samples=240,
+        test_samples=10,
+        protocol="quick",
+        out=tmp_path / "hard",
+    )
+    assert hard.before.manifest.data.fingerprint == open_data("digits").fingerprint()
+    whole = open_data("digits")
+    assert to_train_and_measure(whole, None, lambda given, split: given) == (whole, None)

@@ -17,7 +17,7 @@ from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.binarisation import Planted as PlantedHead
 from holdfast.diagnostics.binarisation import missed
-from holdfast.diagnostics.checks import signs
+from holdfast.diagnostics.checks import findings_of
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation.contract import check_model, randomised
 from holdfast.evaluation.probing import probe
@@ -117,7 +117,9 @@ def seen(model: nn.Module, eps: float = 0.1, first: str = FIRST) -> list[Finding
     trial = parse_trial(first)
     return [
         *noted,
-        *signs(probe(target, source, threat, trial, GradientSources(target, threat, source), 0)),
+        *findings_of(
+            probe(target, source, threat, trial, GradientSources(target, threat, source), 0)
+        ),
     ]
 
 

@@ -115,10 +115,24 @@ def test_the_headline_is_a_sentence_of_the_figures(tmp_path: Path) -> None:
     m.metrics.certified_accuracy = interval(100, clean.n)
     bracket = "robust accuracy lies between 10.4 % (proved) and 32.3 % (not broken)."
     assert bracket in words.headline(m)
+    m.metrics.certified_accuracy = interval(0, clean.n)
+    nothing = "robust accuracy is at most 32.3 % (not broken); no input was proved to stay right."
+    assert nothing in words.headline(m)
+    m.metrics.robust_accuracy = interval(0, clean.n)
+    assert "robust accuracy is 0 %: no input stayed right." in words.headline(m)
     aimed = make(tmp_path / "aimed", shape=(5,), target=1, names=["a", "cat", "c", "d"])
     assert "change every value" in words.headline(aimed)
     assert "wants the answer “cat”" in words.headline(aimed)
     assert "on at most" in words.headline(aimed)
+
+
+def test_the_page_says_which_inputs_a_trial_leaves_out(tmp_path: Path) -> None:
+    make(tmp_path, spec="pgd(max_margin=0.3) --out x")
+    source = page(tmp_path)
+    assert "attacks only inputs that were close to being broken" in text_of(source)
+    assert '<span class="option">--out</span> x' in source  # no line ends within it
+    make(tmp_path, spec="pgd()")
+    assert "attacks only inputs" not in text_of(page(tmp_path))
 
 
 def test_hostile_text_is_inert(tmp_path: Path) -> None:

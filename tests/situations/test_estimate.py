@@ -35,8 +35,8 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
     paid = run.manifest.costs
     taken = paid.forwards + paid.backwards + paid.judge_forwards + paid.corruption_forwards
     if len(said) > 1:
-        examined = run.manifest.probe_costs
-        taken -= examined.forwards + examined.backwards
+        probe = run.manifest.probe_costs
+        taken -= probe.forwards + probe.backwards
     return said[-1].passes * said[-1].rows / taken, said
 
 

@@ -88,7 +88,7 @@ def renamed(m: Manifest) -> Manifest:
             "one_step",
         ),
     ],
-    ids=["renamed", "perceptual", "budget", "examined", "initial_findings"],
+    ids=["renamed", "perceptual", "budget", "probe", "initial_findings"],
 )
 def test_forged_facts_are_found(
     run: Path, change: Callable[[Manifest], Manifest], seen: str
@@ -178,9 +178,9 @@ FREE = {
     "costs.seconds": "a clock's",
     "corruptions": "held where there are some: see test_corruptions",
     "threat.measured": "an eps may be left out: what was run there then counts as an upper bound",
-    "noted.value": "within a quarter: another device may find another",
-    "noted.passes": "what it cost",
-    "noted.ids": "the first rows that show it",
+    "initial_findings.value": "within a quarter: another device may find another",
+    "initial_findings.passes": "what it cost",
+    "initial_findings.ids": "the first rows that show it",
     "trials.costs": "their sums are held against the samples, which could be made to fit",
     "trials.restarts": "how many each round broke; their sums are held",
 }

@@ -14,6 +14,7 @@ from holdfast.attacks.decision.signopt import SignOPT as SignOPT
 from holdfast.attacks.decision.surfree import SurFree as SurFree
 from holdfast.attacks.gradient.acg import ACG as ACG
 from holdfast.attacks.gradient.apgd import APGD as APGD
+from holdfast.attacks.gradient.capgd import CAPGD as CAPGD
 from holdfast.attacks.gradient.pgd import PGD as PGD
 from holdfast.attacks.gradient.slide import SLIDE as SLIDE
 from holdfast.attacks.minimum_norm.alma import ALMA as ALMA
@@ -30,6 +31,7 @@ from holdfast.attacks.result import AttackResult as AttackResult
 from holdfast.attacks.result import Outcome as Outcome
 from holdfast.attacks.result import SearchResult as SearchResult
 from holdfast.attacks.score.bandits import Bandits as Bandits
+from holdfast.attacks.score.genetic import Genetic as Genetic
 from holdfast.attacks.score.nes import NES as NES
 from holdfast.attacks.score.relay import Relay as Relay
 from holdfast.attacks.score.signhunter import SignHunter as SignHunter

@@ -14,48 +14,57 @@ from torch import Tensor
 from holdfast.bounds.relaxations import Lines
 
 RATE, DECAY = 0.1, 0.98  # of Adam, and what each step makes of its rate
+BETAS, SMALL = (0.9, 0.999), 1e-8
+
+Slopes = Mapping[int, Tensor]
 
 
 def best_slopes(
-    bound: Callable[[Mapping[int, Tensor]], Tensor],
+    bound: Callable[[Slopes, Tensor], Tensor],
     lines: Mapping[int, Lines],
     rows: Tensor,
     steps: int,
-) -> Tensor:
-    """The largest of the bounds [p] that `bound` gives for slopes, [p, *shape] by node, over some
-    steps of Adam.
+    enough: float,
+) -> dict[int, Tensor]:
+    """The slopes [p, *shape], by node, of the largest bounds that some steps of Adam meet.
 
     Args:
-        bound: lower bounds of pairs, each from its own slopes.
+        bound: lower bounds of the pairs at these places [q], each from its own slopes [q, *shape].
         lines: the lines of each activation, [n, *shape].
         rows: the row of each pair, [p].
         steps: how often the slopes change.
+        enough: a pair whose bound is above it is left alone.
     """
-    slopes, limits = {}, {}
+    best, limits = {}, {}
     for i, line in lines.items():
-        if (
-            line.least is not None
-            and line.most is not None
-            and bool((line.least < line.most).any())
-        ):
-            slopes[i] = line.low[rows].requires_grad_()
-            limits[i] = line.least[rows], line.most[rows]
-    if not slopes:
-        return bound({}).detach()
-    adam = torch.optim.Adam(slopes.values(), lr=RATE)
-    rate = torch.optim.lr_scheduler.ExponentialLR(adam, DECAY)
-    best = torch.full(rows.shape, -torch.inf, dtype=torch.float64, device=rows.device)
-    for step in range(steps + 1):
+        if line.least is None or line.most is None or not bool((line.least < line.most).any()):
+            continue
+        best[i] = line.low[rows]
+        limits[i] = line.least, line.most
+    at = torch.arange(len(rows), device=rows.device)  # the pairs that still change
+    highest = torch.full(rows.shape, -torch.inf, dtype=torch.float64, device=rows.device)
+    slopes = {i: slope.clone() for i, slope in best.items()}
+    mean, square = ({i: torch.zeros_like(s) for i, s in best.items()} for _ in range(2))
+    for step in range(steps + 1 if best else 0):
         with torch.enable_grad():
-            lower = bound(slopes)
-        best = torch.maximum(best, lower.detach())
-        if step == steps:
+            given = {i: slope.requires_grad_() for i, slope in slopes.items()}
+            lower = bound(given, at)
+            grads = torch.autograd.grad(lower.sum(), list(given.values()))
+        lower = lower.detach()
+        better = lower > highest[at]
+        highest[at] = torch.where(better, lower, highest[at])
+        going = ~(lower > enough)
+        rate = RATE * DECAY**step
+        for (i, slope), g in zip(given.items(), grads, strict=True):
+            best[i][at[better]] = slope.detach()[better]
+            mean[i] = torch.lerp(g, mean[i], BETAS[0])[going]
+            square[i] = torch.lerp(g.square(), square[i], BETAS[1])[going]
+            first = mean[i] / (1 - BETAS[0] ** (step + 1))
+            second = square[i] / (1 - BETAS[1] ** (step + 1))
+            moved = slope.detach()[going] + rate * first / (second.sqrt() + SMALL)
+            least, most = (side[rows[at[going]]] for side in limits[i])
+            slopes[i] = torch.minimum(torch.maximum(moved, least), most)
+        at = at[going]
+        if not len(at):
             break
-        adam.zero_grad()
-        (-lower.sum()).backward(inputs=list(slopes.values()))
-        adam.step()
-        rate.step()
-        with torch.no_grad():
-            for i, slope in slopes.items():
-                slope.clamp_(*limits[i])
     return best

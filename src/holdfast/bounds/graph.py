@@ -1,8 +1,8 @@
 """A network as a list of operators, each either affine or with a relaxation of its own.
 
 `torch.export` writes the list down. An affine operator needs no rule: its bias is what it gives at
-0, and torch's own vector-Jacobian product pulls coefficients back through it. An operator that is
-neither known to be affine nor has a relaxation is refused by its name.
+0, and torch's own vector-Jacobian product pulls coefficients back through it, where nothing cheaper
+does. An operator that is neither known to be affine nor has a relaxation is refused by its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -19,6 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from holdfast.bounds.affine import (
+    Affine,
+    Convolution,
+    Elementwise,
+    General,
+    Linear,
+    Reshape,
+    Window,
+    hull,
+    size,
+)
 from holdfast.bounds.relaxations import POOLS, RULES, Largest, Rule, windows
 from holdfast.errors import InputError, first_line
 
@@ -55,6 +66,11 @@ _UNWEIGHTED = set(
     "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d flip roll movedim".split()
 )
+_RESHAPES = set("view reshape _unsafe_view flatten unflatten unsqueeze squeeze view_as".split())
+_ELEMENTWISE = {"add", "sub", "rsub", "mul", "div", "neg", "batch_norm"}
+_MOVES = {"cat", "stack", "pad", "constant_pad_nd"}
+_SUMS = {"sum", "mean", *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in "123")}
+_CONVOLUTION = ([1], [0], [1], 1)  # stride, padding, dilation, groups
 _CASTS = {"to", "_to_copy", "clone", "contiguous"}  # all is computed in float64
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
@@ -69,10 +85,14 @@ class Node:
     shape: tuple[int, ...]
     value: Callable[..., Tensor]  # of the values of its parents
     rule: Rule | None = None  # None: affine
-    # Of an affine operator: what the sizes of its weights make of sizes, and what its shifts add.
+    affine: Affine | None = None
+    at_0: Tensor | None = None  # what an affine operator gives at 0; None: 0
+    # Of an affine operator: what the sizes of its weights make of sizes, what its shifts add, and
+    # how many terms that are not 0 an entry sums, of ones for entries that may not be 0 (None: it
+    # rounds nothing).
     spread: Callable[..., Tensor] = torch.clone
     shift: Tensor | float = 0.0
-    terms: int = 1  # the most products that one entry of an affine result sums
+    terms: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,41 @@ class Graph:
     def largest(self) -> int:
         """Entries of the largest value."""
         return max(prod(node.shape) for node in self.nodes)
+
+    def windows(self, start: int, window: Window) -> dict[int, Window]:
+        """The window of every node that a window of one depends on."""
+        found = {start: window}
+        for i in range(start, -1, -1):
+            if i not in found:
+                continue
+            node = self.nodes[i]
+            needs: tuple[Window, ...] = tuple(
+                found[i] if self.nodes[p].shape == node.shape else () for p in node.parents
+            )
+            if node.affine:
+                needs = node.affine.needs(found[i])
+            for parent, need in zip(node.parents, needs, strict=True):
+                found[parent] = hull(found[parent], need) if parent in found else need
+        return found
+
+    def widest(self, windows: dict[int, Window]) -> int:
+        """Entries of the largest of these windows."""
+        return max(size(window, self.nodes[i].shape) for i, window in windows.items())
+
+    @cached_property
+    def separate(self) -> set[int]:
+        """Nodes whose intervals are exact over a box: at most one operator before them joins
+        entries of the input."""
+        alone, exact = {0}, {0}
+        for i, node in enumerate(self.nodes):
+            if len(node.parents) == 1 and node.parents[0] in alone and node.affine:
+                exact.add(i)
+            if not isinstance(node.affine, (Elementwise, Reshape)) or len(node.parents) > 1:
+                continue
+            for kind in (alone, exact):
+                if node.parents[0] in kind:
+                    kind.add(i)
+        return exact
 
     def __call__(self, x: Tensor) -> Tensor:
         """The scores [n, k] of rows x [n, *shape], in float64."""
@@ -230,19 +285,56 @@ def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
         choose = partial(_choose, places=places.to(item.meta["val"].device))
         taken = tuple(places.shape)
         rule = Largest()
+        general = General(choose, taken, (before[parents[0]].shape,))
         return [
-            Node("windows", parents, taken, choose, spread=choose),
+            Node("windows", parents, taken, choose, None, general, spread=choose),
             Node(name, (len(before),), shape, rule.value, rule),
         ]
+    shapes = tuple(before[i].shape for i in parents)
+    device = item.meta["val"].device
+    ones = [torch.ones(one, dtype=torch.float64, device=device) for one in shapes]
     if name in _CASTS:
-        return [Node(name, parents, shape, torch.clone)]
+        return [Node(name, parents, shape, torch.clone, None, Elementwise(tuple(ones)))]
     operator = getattr(getattr(torch.ops.aten, name), item.target._overloadname)
     call = _Call(operator, args, kwargs, parents)
-    device = item.meta["val"].device
-    ones = [torch.ones(before[i].shape, dtype=torch.float64, device=device) for i in parents]
     spread = _sized(name, call, abs, lambda shift: shift * 0)
-    shift = _sized(name, call, abs, abs)(*(one * 0 for one in ones))
-    return [Node(name, parents, shape, call, None, spread, shift, _terms(name, call, ones))]
+    zeros = [one * 0 for one in ones]
+    at_0 = call(*zeros)
+    return [
+        Node(
+            name,
+            parents,
+            shape,
+            call,
+            None,
+            _affine(name, call, shape, shapes, ones),
+            at_0 if bool((at_0 != 0).any()) else None,
+            spread,
+            _sized(name, call, abs, abs)(*zeros),
+            _terms(name, call, ones),
+        )
+    ]
+
+
+def _affine(
+    name: str, call: _Call, shape: tuple[int, ...], shapes: tuple[Any, ...], ones: list[Tensor]
+) -> Affine:
+    """What pulls coefficients back through an operator, the cheapest that does."""
+    if name in _RESHAPES:
+        return Reshape(shape, shapes[0])
+    if name in _ELEMENTWISE and all(one == shape for one in shapes):
+        _, pull, *_ = torch.func.vjp(call, *(one * 0 for one in ones))
+        return Elementwise(tuple(pull(torch.ones_like(ones[0]))))
+    if name == "linear":
+        return Linear(call.args[1], shape)
+    if name in ("conv1d", "conv2d", "conv3d") and len(shape) == call.args[1].ndim:
+        weight, given = call.args[1], list(call.args[3:])
+        *options, groups = given + list(_CONVOLUTION[len(given) :])
+        if not isinstance(options[1], str):
+            axes = len(shape) - 2
+            each = (tuple(part) * (axes // len(part)) for part in options)
+            return Convolution(weight, *each, groups, shape, shapes[0])
+    return General(call, shape, shapes)
 
 
 @dataclass(frozen=True)
@@ -283,12 +375,18 @@ def _sized(
     return replace(call, operator=without_sign.get(name, call.operator), args=args, kwargs=kwargs)
 
 
-def _terms(name: str, call: _Call, ones: list[Tensor]) -> int:
-    """The most terms that one entry of an affine operator's result sums, and some to spare."""
-    made = _sized(name, call, lambda weight: weight * 0 + 1, lambda shift: shift * 0)(*ones)
-    averaged = sum(map(torch.numel, ones)) / made.numel()  # a mean's weights are less than 1
+def _terms(name: str, call: _Call, ones: list[Tensor]) -> Callable[..., Tensor] | None:
+    """How many terms an entry of an affine operator's result sums at most, of which entries of its
+    parents may not be 0."""
+    if name in _WEIGHTED and name not in _MOVES:
+        return _sized(name, call, lambda weight: weight**0 * (weight != 0), lambda shift: shift * 0)
+    if name not in _SUMS:
+        return None
+    made = call(*ones)
     window = prod(call.args[1]) if name.startswith("avg_pool") else 1
-    return int(max(made.max().item(), averaged, window)) + 4
+    # windows of an adaptive pool may overlap
+    most = max(2 * sum(map(torch.numel, ones)) / made.numel(), window) + 1
+    return lambda *_: torch.full_like(made, most)
 
 
 def _choose(x: Tensor, places: Tensor) -> Tensor:

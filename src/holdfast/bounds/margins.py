@@ -117,9 +117,7 @@ class Bounded:
     """
 
     def __init__(self, graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds) -> None:
-        self.rows = Rows(graph, region(x, threat, bounds), y)
-        # what the network rounds, and what these bounds of it, in float64, do
-        self.unit = torch.finfo(x.dtype).eps / 2 + 2.0**-48
+        self.rows = Rows(graph, region(x, threat, bounds), y, torch.finfo(x.dtype).eps / 2)
         self.inside = bounds.inside(x)
         self.aims: Tensor | None = None
         if isinstance(threat.goal, Targeted):
@@ -139,12 +137,13 @@ class Bounded:
         for name in names[self.ran : names.index(method) + 1]:
             self.rows.climb(name)
             self.ran += 1
-        errors, y = self.rows.rounding(self.unit), self.rows.y
-        lower = torch.where(self.inside[:, None], self.rows.lower, torch.nan)
+        lower = self.rows.lower
+        rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)
+        lower = torch.where(self.inside[:, None], lower, torch.nan)
         if self.aims is not None:
             k = torch.arange(lower.shape[1], device=lower.device)
             lower = torch.where(k == self.aims[:, None], lower, torch.inf)
-        return Margins(lower, errors + errors.gather(1, y[:, None]), method)
+        return Margins(lower, rounding, method)
 
 
 def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:

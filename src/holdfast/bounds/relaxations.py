@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,9 +33,16 @@ class Lines:
     least: Tensor | None = None
     most: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Lines:
+        """The same with every tensor changed."""
+        given = (getattr(self, field.name) for field in fields(self))
+        return Lines(*(part if part is None else change(part) for part in given))
+
 
 class Rule(ABC):
     """What is known of one activation."""
+
+    bent = False  # whether its lines are exact where its argument has one sign
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -53,19 +60,17 @@ class Rule(ABC):
         """Where a tighter [lo, hi] would make its lines better: bool."""
         return hi > lo
 
-    def widened(self, a: Tensor) -> Tensor:
-        """Coefficients on its results, shaped to multiply slopes."""
-        return a
-
     @abstractmethod
-    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
-        """The most that its result is off where its argument, in [lo, hi], is off by an error, and
-        it rounds itself."""
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
+        """The most that its result is off by its own rounding where its argument is in [lo, hi];
+        None: 0."""
 
 
 class Bent(Rule):
     """x where x > 0, else slope * x: ReLU, leaky ReLU and PReLU (slope: one, or broadcast to a
     row)."""
+
+    bent = True
 
     def __init__(self, slope: Tensor | float = 0.0) -> None:
         self.slope = slope
@@ -85,10 +90,9 @@ class Bent(Rule):
     def asks(self, lo: Tensor, hi: Tensor) -> Tensor:
         return (lo < 0) & (hi > 0)
 
-    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
         slope = torch.as_tensor(self.slope, dtype=lo.dtype, device=lo.device).abs()
-        steepest = torch.where(hi + error <= 0, slope, slope.clamp_min(1))
-        return error * steepest + unit * slope * torch.maximum(-lo, hi)
+        return unit * slope * (-lo).clamp_min(0) if bool(slope.any()) else None
 
     def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
         across = self.asks(lo, hi)
@@ -135,11 +139,8 @@ class Largest(Rule):
             torch.where(rules, 0, hi.amax(-1)),
         )
 
-    def widened(self, a: Tensor) -> Tensor:
-        return a[..., None]
-
-    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
-        return error.amax(-1)
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
+        return None
 
 
 class Smooth(Rule):
@@ -168,8 +169,8 @@ class Smooth(Rule):
     def value(self, x: Tensor) -> Tensor:
         return self.function(x)
 
-    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
-        return self.steep * error + 8 * unit * (1 + torch.maximum(-lo, hi).abs())
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
+        return 8 * unit * (1 + torch.maximum(-lo, hi).abs())
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         ends = self.value(lo), self.value(hi)

@@ -11,6 +11,7 @@ import numpy as np
 from holdfast.arguments import checked
 from holdfast.certification.ladder import Ladder
 from holdfast.evaluation.chunk import Progress
+from holdfast.evaluation.estimate import Forecast
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.evaluation.facts import Names
 from holdfast.evaluation.protocols import NONE
@@ -33,6 +34,7 @@ def certify(
     seed: int = 0,
     groups: Sequence[Any] | np.ndarray | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_estimate: Callable[[Forecast], None] | None = None,
     names: Names | None = None,
 ) -> Run:
     """Prove on which inputs a model stays right, and leave the evidence in a folder.
@@ -47,12 +49,13 @@ def certify(
         out: the folder; None: a temporary one, gone with the returned object.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
         seconds_per_row: as `Ladder`.
-        max_seconds: begin nothing new after this time.
+        max_seconds: of all rows; spread evenly over them.
         radius: as `Ladder`.
         resume: go on with an unfinished run in `out`.
         seed: of the run; nothing is drawn.
         groups: a text or whole number for each row of the data, whose accuracies are told apart.
         on_progress: called with the `Progress`, often.
+        on_estimate: called with the `Forecast`: at most how long the proofs take.
         names: what the manifest calls things.
 
     Returns a run whose `metrics.certified_accuracy` is a lower bound of the robust accuracy.
@@ -74,5 +77,6 @@ def certify(
         seed=seed,
         groups=groups,
         on_progress=on_progress,
+        on_estimate=on_estimate,
         names=names,
     )

@@ -8,8 +8,7 @@ take away. Whatever fails on the way proves nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from copy import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -29,6 +28,7 @@ from holdfast.bounds.trees import proved as trees_proved
 from holdfast.errors import InputError, SpecError, first_line
 from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
+from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
 from holdfast.targets.wrappers import itself
@@ -70,11 +70,12 @@ class Ladder:
     are reached, and then what is exact.
 
     Args:
-        seconds_per_row: of all methods, on average over the rows of a chunk.
+        seconds_per_row: of all methods, on average over the rows of a chunk. What row is proved
+            depends on the time, and so on the machine; no proof does.
         radius: also seek the largest size that can be proved, of each row.
     """
 
-    seconds_per_row: float = 10.0
+    seconds_per_row: float = 1.0
     radius: bool = False
 
     def __post_init__(self) -> None:
@@ -164,21 +165,22 @@ class _NetworkRows:
     """A `Group` whose bounds only get tighter; nothing is computed before the first method."""
 
     def __init__(self, graph: Graph, target: Target, x: Tensor, y: Tensor, threat: Threat) -> None:
-        device, dtype = target.batcher.device, target.batcher.dtype
-        self._begin = partial(
-            Bounded, graph, x.to(device, dtype), y.to(device), threat, target.bounds
-        )
+        self.graph, self.target, self.rows = graph, target, (x, y, threat)
 
     @cached_property
     def bounded(self) -> Bounded:
-        return self._begin()
+        (x, y, threat), batcher = self.rows, self.target.batcher
+        x, y = x.to(batcher.device, batcher.dtype), y.to(batcher.device)
+        return Bounded(self.graph, x, y, threat, self.target.bounds)
 
     def climb(self, method: str) -> Tensor:
         return self.bounded.climb(method).certified.cpu()
 
     def at(self, rows: Tensor) -> _NetworkRows:
-        part = copy(self)
-        part.bounded = self.bounded.at(rows)
+        x, y, threat = self.rows
+        part = _NetworkRows(self.graph, self.target, x[rows], y[rows], threat.of_rows(rows))
+        if "bounded" in vars(self):
+            part.bounded = self.bounded.at(rows)
         return part
 
 
@@ -192,11 +194,26 @@ def _methods_of_network(network: nn.Module, target: Target) -> Methods:
         )
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
+    _check_rows(target, example)
     kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
     group = max(1, min(GROUP, AT_ONCE // graph.largest))
     return Methods(
         tuple(METHODS), partial(_NetworkRows, graph, target), group, max(group, KEPT // kept)
     )
+
+
+def _check_rows(target: Target, example: Tensor) -> None:
+    """Raises InputError: what the model answers to an input depends on the others of its batch."""
+    low, high = (torch.as_tensor(side).to(example) for side in target.bounds.sides(example))
+    noise = torch.rand((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+    x = low + (high - low) * noise.to(example)
+    both, *each = (target.scores(Batch(rows)) for rows in (x, x[:1], x[1:]))
+    alone = torch.cat(each)
+    if not torch.allclose(both, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+        raise unsupported(
+            "proofs of a model whose answer to an input depends on the others of its batch; "
+            "expected one that takes rows one by one, such as after model.eval()"
+        )
 
 
 def _coarse() -> bool:
@@ -231,20 +248,43 @@ class Climb:
                 for at in rows.split(methods.group)
             ]
             for method in methods.names:
-                left = list[tuple[Tensor, Group]]()
-                for at, group in groups:
-                    on_step(method, done)
-                    held, why = torch.zeros(len(at)).bool(), f"time ran out before {method}"
-                    if in_time := time.monotonic() < limit:
-                        held, why = _tried(group, method, len(at))
+                last, left = method == methods.names[-1], list[tuple[Tensor, Group]]()
+                on_step(method, done)
+                for at, group, held, why in self._tries(method, groups, limit):
                     for i, one in zip(at.tolist(), held.tolist(), strict=True):
                         by[i], reason[i] = (method, "") if one else ("", why)
-                    more = in_time and method != methods.names[-1] and not held.all()
-                    done += int(held.sum()) if more else len(at)
-                    if more:
-                        left.append((at[~held], group.at(~held) if held.any() else group))
+                    done += len(at) if last or group is None else int(held.sum())
+                    if group is not None and not held.all():
+                        left.append((at[~held], group.at(~held)))
+                    on_step(method, done)
                 groups = left
         return Proofs(by, reason)
+
+    def _tries(
+        self, method: str, groups: list[tuple[Tensor, Group]], limit: float
+    ) -> Iterator[tuple[Tensor, Group | None, Tensor, str]]:
+        """What a method finds of groups of rows: the rows, the group (None: time ran out), which
+        are proved, and why the others are not.
+
+        It takes as many rows at once as the time pays for, at the seconds of a row of those before;
+        a dear one begins with a single row.
+        """
+        most, waiting = self.methods.group, groups[::-1]
+        fit, each = most if method == self.methods.names[0] else 1, 0.0
+        while waiting:
+            at, group = waiting.pop()
+            now = time.monotonic()
+            if each > 0:
+                fit = int(min((limit - now) / each, most))
+            if now >= limit or fit < 1:
+                yield at, None, torch.zeros(len(at)).bool(), f"time ran out before {method}"
+                continue
+            if fit < len(at):
+                waiting.append((at[fit:], group.at(torch.arange(fit, len(at)))))
+                at, group = at[:fit], group.at(torch.arange(fit))
+            held, why = _tried(group, method, len(at))
+            each = (time.monotonic() - now) / len(at)
+            yield at, group, held, why
 
     def widest(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli import options, texts, writing
-from holdfast.cli.evaluate import check_seconds, conclude
+from holdfast.cli.evaluate import check_seconds, conclude, echo_estimate
 
 
 def certify(
@@ -47,6 +47,7 @@ def certify(
                 out=folder,
                 resume=where["resume"],
                 on_progress=on_progress,
+                on_estimate=echo_estimate,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

@@ -159,10 +159,13 @@ def echo_estimate(cost: Forecast) -> None:
     from holdfast.reporting.words import duration
 
     more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
-    typer.echo(
-        (
-            f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, "
-            f"{cost.passes:,.0f} passes each"
-        ),
-        err=True,
-    )
+    parts = []
+    if cost.passes or not cost.proofs:
+        parts.append(
+            f"about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes "
+            "each"
+        )
+    if cost.proofs:
+        rows = "" if parts else f" of {cost.rows:,} samples"
+        parts.append(f"at most {duration(cost.proofs)} for the proofs{rows}")
+    typer.echo(f"{more}estimate: {'; '.join(parts)}", err=True)

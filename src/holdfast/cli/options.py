@@ -228,11 +228,14 @@ def open_to_train(
     data: str, test: str | None, rows: Mapping[str, Any]
 ) -> "tuple[Source, Source | None]":
     """Rows to train on, and those to measure on where they are others."""
-    source = open_source(data, "train", **rows)
-    judged = open_further(test or data, "test", rows)
-    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
-        return source, None
-    return source, judged
+    from holdfast.data import to_train_and_measure
+
+    def opened(given: str, split: str) -> "Source":
+        if split == "train":  # where --split says no other
+            return open_source(given, split, **rows)
+        return open_further(given, split, rows)
+
+    return to_train_and_measure(data, test, opened)
 
 
 def open_target(
@@ -423,9 +426,7 @@ def ladder_of(
     *,
     seconds_per_row: Annotated[
         float | None,
-        about_measuring(
-            help="Time for the proof of a row, on average; default 10.", metavar="SECONDS"
-        ),
+        about_measuring(help="Most time for proofs, times the rows; default 1.", metavar="SECONDS"),
     ] = None,
     radius: Annotated[
         bool,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -190,6 +190,25 @@ def as_source(
 
     _refuse_unread(loading, "csv" if is_table(data) else "", f"of type {type(data).__name__}")
     return from_object(data, scale=scale, **loading)
+
+
+def to_train_and_measure(
+    data: Any, test: Any, opened: Callable[[Any, str], Source]
+) -> tuple[Source, Source | None]:
+    """Rows to train on, and those to measure on; None: a part of them, for there are no others.
+
+    A text or a path names both where its data have a split of each.
+
+    Args:
+        opened: the source of data in any form, and of a split.
+    """
+    source = opened(data, "train")
+    if test is None and not isinstance(data, (str, os.PathLike)):
+        return source, None
+    judged = opened(data if test is None else test, "test")
+    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
+        return source, None
+    return source, judged
 
 
 def suiting(data: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from holdfast.threats.threat import Threat
 
 # protocols that stronger trials are added to; a list to compare with stays itself
 FOLLOWED = ("standard", "thorough")
-EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
+PROBED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 
 
-def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
-    """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
+def probed(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
+    """Whether a few rows are probed before a protocol of this name; `evaluate` and `verify` ask
     here."""
     usual = not target.inputs.context and threat.additive
-    return threat.bounded and protocol in EXAMINED and budget is None and usual
+    return threat.bounded and protocol in PROBED and budget is None and usual
 
 
 NO_EPS = Finding(
@@ -99,7 +99,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 }
 
 
-def signs(a: Answers) -> list[Finding]:
+def findings_of(a: Answers) -> list[Finding]:
     """Every finding that the answers give, red until something answers it; what another explains
     goes into that one."""
     if not len(a.ids):
@@ -169,7 +169,7 @@ def _zero_gradient(a: Answers) -> Iterator[Finding]:
         losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
         yield _found(
             a, "zero_gradient", rows, 0, "gradients",
-            f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly "
+            f"On {rows.sum()} of {len(rows)} rows probed the gradient ({losses}) is exactly "
             "zero, at the input or near it: an attack that follows it does not move.",
             "Typical of thresholds, rounding, detached code and saturated units.",
             "AutoAttack's checks; arXiv:1802.00420, section 3.1",
@@ -180,7 +180,7 @@ def _non_finite_gradient(a: Answers) -> Iterator[Finding]:
     if a.odd is not None and a.odd.any():
         yield _found(
             a, "non_finite_gradient", a.odd, 0, "gradients",
-            f"On {a.odd.sum()} of {len(a.odd)} rows examined the gradient is not finite.",
+            f"On {a.odd.sum()} of {len(a.odd)} rows probed the gradient is not finite.",
             "Look for a division by zero, a logarithm or a root at zero.", "any",
         )  # fmt: skip
 
@@ -192,7 +192,7 @@ def _wrong_gradient(a: Answers) -> Iterator[Finding]:
     if rows.mean() > 0.25:
         yield _found(
             a, "wrong_gradient", rows, 0.25, "slope",
-            f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half "
+            f"On {rows.sum()} of {len(rows)} rows probed the gradient is off by more than half "
             "from what small steps in its own direction give.",
             "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
             "ours: at most 4 % on the sound models of holdfast.testing",
@@ -225,7 +225,7 @@ def _non_smooth(a: Answers) -> Iterator[Finding]:
     if rows.any():
         text = (
             f"Inputs go through steps without a gradient ({', '.join(a.hard)}); straight through "
-            f"them, an attack broke {rows.sum()} rows examined that the model's own gradient did "
+            f"them, an attack broke {rows.sum()} rows probed that the model's own gradient did "
             "not."
         )
         severity, advice = "red", "Measure with straight-through gradients."
@@ -237,7 +237,7 @@ def _one_hot(a: Answers) -> Iterator[Finding]:
     if a.one_hot is not None and a.one_hot.mean() > 0.01:
         yield _found(
             a, "one_hot", a.one_hot, 0.01, "clean",
-            f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly "
+            f"On {a.one_hot.sum()} of {len(a.one_hot)} rows probed the softmax is exactly "
             "one-hot in float32: a cross-entropy has no gradient there. Losses scaled by the gap "
             "of the scores were used.",
             "Large logits, as of defensive distillation or a scaled head.",
@@ -263,7 +263,7 @@ def _binarisation(a: Answers) -> Iterator[Finding]:
         yield _found(
             a, "binarisation", a.missed, MISSED, "planted",
             "With an adversarial example planted by way of a new last layer, the protocol's first "
-            f"attack misses it on {a.missed.sum()} of {a.planted.sum()} rows examined.",
+            f"attack misses it on {a.missed.sum()} of {a.planted.sum()} rows probed.",
             "What lies before the last layer misleads gradients.", source, value,
         )  # fmt: skip
 
@@ -274,36 +274,36 @@ def _beaten(a: Answers) -> Iterator[Finding]:
         "whole": (
             "unbounded", 1,
             "Free to move in the whole box, the protocol's first attack still fails on {n} of {of} "
-            "rows examined, where the image of another class would do.",
+            "rows probed, where the image of another class would do.",
             "arXiv:1902.06705, section 5; Athalye et al., arXiv:1802.00420, section 3.1",
         ),
         "larger": (
             "larger_eps", many(a),
-            "An attack that breaks {n} of {of} rows examined within eps fails on them within twice "
+            "An attack that breaks {n} of {of} rows probed within eps fails on them within twice "
             "eps.",
             "arXiv:1902.06705, section 5",
         ),
         "one": (
             "one_step", many(a),
-            "A single step breaks {n} of {of} rows examined that the protocol's first attack does "
+            "A single step breaks {n} of {of} rows probed that the protocol's first attack does "
             "not.",
             "arXiv:1802.00420, section 3.1",
         ),
         "more": (
             "more_steps", max(many(a), 3),
-            "Twice the steps of the protocol's first attack break {n} more of {of} rows examined: "
+            "Twice the steps of the protocol's first attack break {n} more of {of} rows probed: "
             "it had not converged.",
             "arXiv:2106.09947; arXiv:1902.06705, section 5",
         ),
         "scores": (
             "black_box", many(a),
-            "A search that sees only scores breaks {n} of {of} rows examined that gradients do "
+            "A search that sees only scores breaks {n} of {of} rows probed that gradients do "
             "not.",
             "arXiv:1802.00420, section 3.1",
         ),
         "labels": (
             "labels", many(a),
-            "A search that sees only labels breaks {n} of {of} rows examined that gradients do "
+            "A search that sees only labels breaks {n} of {of} rows probed that gradients do "
             "not.",
             "arXiv:2006.12792, section 4",
         ),

@@ -1,4 +1,4 @@
-"""The probe: a few rows are questioned before the protocol. The answers are what `signs` reads.
+"""The probe: a few rows are questioned before the protocol. `findings_of` reads the answers.
 
 It looks at the first rows of the source, whichever of them are measured, so that all shards of a
 run see the same.
@@ -30,7 +30,7 @@ from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
 CLOSE = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
-# What the probe asks of rows that a protocol's first trial leaves; see `examine`.
+# What the probe asks of rows that a protocol's first trial leaves; see `probe_rows`.
 QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",
@@ -82,7 +82,7 @@ class Answers:
     turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
     broken_by: dict[str, np.ndarray] = field(
         default_factory=dict
-    )  # by name, [m] bool: see `examine`
+    )  # by name, [m] bool: see `probe_rows`
     planted: np.ndarray | None = (
         None  # [m] bool: a solution was planted; None: the test cannot be made
     )
@@ -98,7 +98,7 @@ class Answers:
 
 
 def rows_of(source: Source) -> int:
-    """How many rows are examined."""
+    """How many rows are probed."""
     return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
 
 
@@ -110,7 +110,7 @@ def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
     return {"more": more, **asked, **({"bpda": parse_trial(BPDA)} if hard else {})}
 
 
-def examine(
+def probe_rows(
     target: Target, rows: CleanRows, first: Trial, sources: GradientSources, seed: int
 ) -> Answers:
     """Put all questions. Those of `questions` go to rows that the protocol's first trial left
@@ -245,5 +245,5 @@ def _np(column: Tensor) -> np.ndarray:
 
 
 def many(answers: Answers) -> int:
-    """So many rows are no accident: 2, or 5 % of those examined."""
+    """So many rows are no accident: 2, or 5 % of those probed."""
     return max(2, math.ceil(0.05 * len(answers.ids)))

@@ -1,3 +1,10 @@
+"""Certificates in an evaluation: rows that no trial broke go to a certifier, which proves that no
+legal point of a row is wrong, or says nothing.
+
+A certifier is handed in. Of the rows that were broken it is given some as well: one that it
+"proves" is a contradiction, and fails the run.
+"""
+
 from __future__ import annotations
 
 import json
@@ -176,7 +183,7 @@ class _Chunk:
         rows, y = read(source, *self.span)
         self.x, self.y = rows.x, torch.from_numpy(y.astype(np.int64))
         info, (own, *others) = self.prover.info, self.settings.measured
-        usual = math.inf if info.seconds_per_row is None else info.seconds_per_row * len(self.at)
+        usual = most(self.prover, len(self.at))
         end = time.monotonic() + min(seconds, usual)
         sizes = [own, *sorted((e for e in others if e < own), reverse=True)]
         sizes += sorted(e for e in others if e > own)
@@ -228,7 +235,7 @@ class _Chunk:
         down what they prove of those; the dearer ones while there is time."""
         own, info = self.settings.measured[0], self.prover.info
         at = np.flatnonzero(self.broken)[:TRIED]
-        end += len(at) * (math.inf if info.seconds_per_row is None else info.seconds_per_row)
+        end += most(self.prover, len(at))
         used = [method for method in info.methods if method in self.by]
         for method in used:
             if not len(at) or (method != used[0] and time.monotonic() >= end):
@@ -237,6 +244,12 @@ class _Chunk:
             for i in at[held.numpy()].tolist():
                 self.by[i], self.radius[i] = method, own
             at = at[~held.numpy()]
+
+
+def most(prover: Prover, rows: int) -> float:
+    """Seconds that the proofs of so many rows may take."""
+    each = prover.info.seconds_per_row
+    return math.inf if each is None else each * rows
 
 
 def _scaled(

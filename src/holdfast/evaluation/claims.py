@@ -28,6 +28,8 @@ from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -86,9 +88,10 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
         if n in ("scale", "mask")
     }
     grid = manifest.threat.grid or ""
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(
-        **limits
-    )
+    said = manifest.threat.table
+    schema = None if said is None else Schema.parse(said)
+    norm, eps = NORMS[manifest.threat.norm], manifest.threat.eps
+    return Threat(norm, eps, aim, grid=grid, schema=schema).limited(**limits)
 
 
 def _goals(folder: Path, rows: int) -> torch.Tensor:
@@ -118,6 +121,8 @@ def _model(manifest: Manifest, target: Target) -> Iterator[str]:
         said, seen = getattr(manifest.model, name), getattr(found, name)
         if name not in free and said != seen:
             yield f"model: run.json says that its {name} is {said}, but it is {seen}."
+    if (text := manifest.model.transformation) is not None and spatial.parse(text) is None:
+        yield f"model: run.json names the transformation {text!r}, which there is not."
 
 
 def _data(
@@ -126,7 +131,7 @@ def _data(
     data, names = manifest.data, source.class_names
     if data.total != len(source):
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
-    if list(data.class_names or ()) != list(names or ()):
+    if data.class_names != (list(names or ()) or None):
         yield "data: the names of their classes are not those of run.json."
     # an earlier version did not say them
     if data.columns and data.columns != columns_of(source):
@@ -287,14 +292,14 @@ def _noted(
         again += one_size(source, threat)
     if not threat.bounded:
         again.append(checks.NO_EPS)
-    due = checks.examined(name, manifest.max_queries, target, threat)
+    due = checks.probed(name, manifest.max_queries, target, threat)
     # without the surrogate the probe cannot be repeated
     unknown = due and manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     if due and not unknown:
         first = parse_trial(manifest.protocol.trials[0])
         answers = probe(target, source, threat, first, sources, manifest.seed)
-        found = checks.signs(answers)
+        found = checks.findings_of(answers)
         again += checks.answered(found, checks.follow(found, name, threat, sources))
         costs = add(answers.costs, sources.costs)
     if not unknown:

@@ -20,10 +20,11 @@ CHECKED = 64  # rows from all parts of the data whose labels are checked too
 STRIDE = 1024  # rows read at once
 
 
-def check_data(data: Source, bounds: Bounds) -> None:
+def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
     """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
 
-    The bounds say nothing of the rows' context.
+    The bounds say nothing of the rows' context; nor of rows that a schema holds to its own, where
+    they are not `boxed`.
 
     Raises:
         InputError: not finite, out of bounds (with the likely cause).
@@ -33,13 +34,15 @@ def check_data(data: Source, bounds: Bounds) -> None:
         x, _ = data.rows(start, min(start + STRIDE, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
-        if bounds.each is not None:
+        if bounds.each is not None and boxed:
             _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         whole = whole and bool((x == np.rint(x)).all())
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         with np.errstate(over="ignore"):  # such inputs are refused below
             squares += float(np.power(x, 2, dtype=np.float64).sum())
+    if not boxed:
+        return
     slack = 1e-6 * (bounds.high - bounds.low)
     span = (
         f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."

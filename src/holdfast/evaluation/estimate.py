@@ -42,13 +42,14 @@ class Forecast:
     """An estimate. Passes are right within a factor of two: it takes later trials to break nothing.
 
     `added` of the trials answer findings of the probe, which has run by then and is no longer
-    counted.
+    counted. Proofs take no passes, and at most so many seconds more.
     """
 
     rows: int
     passes: float  # forwards and backwards of a mean row, with all that is asked apart from attacks
     seconds: float  # of the whole
     added: int = 0
+    proofs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
 def _probe(
     settings: SearchSettings, source: Source, rows: CleanRows, left: float, bill: Bill
 ) -> None:
-    """Bill the questions of `probe.examine`, most of which go to the share `left` that the first
+    """Bill the questions of `probe.probe_rows`, most of which go to the share `left` that the first
     trial leaves."""
     m = probe.rows_of(source) * rows.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)

@@ -220,7 +220,7 @@ def _opened(job: Evaluation) -> bool:
 def _probed(job: Evaluation) -> Evaluation:
     """The evaluation with what the probe finds, and with the trials that answer it."""
     settings, name = job.settings, job.ready.protocol.name
-    due = checks.examined(name, settings.budget, settings.target, settings.threat)
+    due = checks.probed(name, settings.budget, settings.target, settings.threat)
     _estimate(job, probed=due)
     found, costs = list[Finding](), Costs()
     if due:
@@ -249,7 +249,7 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
             settings.gradient_sources,
             settings.seed,
         )
-        found = [f.model_dump(mode="json") for f in checks.signs(answers)]
+        found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
         job.journal.write("probe", {"ids": answers.ids}, said)
     _, said = job.journal.read("probe")
@@ -259,7 +259,11 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
 
 def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
     """Say what is still to be spent, unless the run was begun before."""
-    if job.on_estimate is not None and not job.resume and job.settings.trials:
+    if job.on_estimate is None or job.resume:
+        return
+    start, stop = job.ready.rows
+    cost = Forecast(stop - start, 0.0, 0.0)
+    if job.settings.trials:
         cost = forecast(
             job.settings,
             job.ready.source,
@@ -268,6 +272,10 @@ def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
             corruptions=job.corrupted,
             added=added,
         )
+    if job.prover is not None:
+        left = max(job.settings.deadline - time.monotonic() - cost.seconds, 0.0)
+        cost = replace(cost, proofs=min(left, certificates.most(job.prover, cost.rows)))
+    if job.settings.trials or job.prover is not None:
         job.on_estimate(cost)
 
 

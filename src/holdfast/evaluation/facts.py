@@ -117,6 +117,7 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
+        table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
     )
     goal = getattr(threat.goal, "t", None)
@@ -130,7 +131,8 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"
 
 
 def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:

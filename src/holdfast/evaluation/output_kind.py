@@ -62,7 +62,7 @@ def saturated(target: Target, z: Tensor) -> list[Finding]:
     if (share := float((lead >= most).double().mean())) <= SATURATED:
         return []
     text = (
-        f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows examined, "
+        f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows probed, "
         "and the logits before "
         "them cannot be read: there an attack cannot see what brings it nearer. Robust accuracy "
         f"is an upper bound; give a model without its last softmax or sigmoid."

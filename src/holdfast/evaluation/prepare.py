@@ -32,6 +32,7 @@ from holdfast.evaluation.contract import (
 )
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
@@ -88,6 +89,8 @@ def prepare(
     """
     own = protocols.chosen(attacks) if attacks else None
     target = copied(target)
+    if isinstance(threat, Threat):
+        target = in_table(target, threat)
     source = open_for(target, data)
     target = with_columns(target, source)
     groups = groups_of(source, groups)
@@ -99,15 +102,17 @@ def prepare(
     if not attacks:
         protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds)
+    check_data(source, target.bounds, boxed=threat.schema is None)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, threat, target.batcher.dtype)
     noted = check_model(target, source)
     usual = threat.additive and not target.inputs.context and not attacks
     drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
     if drawn:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    check_range(target, source)
+    if threat.schema is None:
+        check_range(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
     sources = GradientSources(target, threat, source)

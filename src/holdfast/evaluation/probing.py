@@ -11,7 +11,7 @@ import torch
 from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.diagnostics.gradient_sources import GradientSources
-from holdfast.diagnostics.probe import Answers, CleanRows, examine, rows_of
+from holdfast.diagnostics.probe import Answers, CleanRows, probe_rows, rows_of
 from holdfast.evaluation import goals, judge
 from holdfast.targets.batch import picked, read
 from holdfast.targets.target import Target
@@ -44,6 +44,6 @@ def probe(
     sources: GradientSources,
     seed: int,
 ) -> Answers:
-    """Put the questions of `examine` to the first rows of the data."""
+    """Put the questions of `probe_rows` to the first rows of the data."""
     rows = clean_rows(target, source, threat, 0, rows_of(source), seed)
-    return examine(target, rows, first, sources, seed)
+    return probe_rows(target, rows, first, sources, seed)

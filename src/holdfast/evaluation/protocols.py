@@ -88,7 +88,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         5,
         (
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
-            "brings near to falling"
+            "brings close to being broken"
         ),
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),

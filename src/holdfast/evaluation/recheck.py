@@ -252,6 +252,11 @@ def _chunks(e: Evidence) -> Found:
     goal = -1 if manifest.threat.target is None else manifest.threat.target
     reachable = columns["label"] != columns.get("target_class", goal)
     skipped = columns["status"] == "skipped"
+    if e.threat.schema is not None:
+        rows = read_rows(e.source, e.ids)[0].x.to(e.target.batcher.dtype)
+        accepted = e.threat.accepts(rows).numpy()
+        yield ~accepted & ~skipped, "break the schema, but are not called skipped"
+        reachable &= accepted
     together = _first(skipped, chunk, reachable)
     yield reachable & (skipped != together), "were not skipped as whole chunks are"
 
@@ -270,8 +275,10 @@ def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) ->
     rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.batcher.dtype, e.target.bounds
     rows = rows.to(rows.x.device, dtype)
     found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
-    point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)
     widest = e.threat.at(max(eps for eps, _ in e.manifest.threat.measured))
+    point = widest.located(rows.x, found.x)
+    if "point" in stored:
+        point = torch.from_numpy(stored["point"]).to(dtype)
     legal, size = judge.within(e.target, widest, rows.x, point)
     shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
     legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)

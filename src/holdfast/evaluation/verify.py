@@ -29,6 +29,7 @@ from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
 from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -193,8 +194,9 @@ def _as_measured(
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
         asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
-    target, source = with_truths(target, source, asked)
+    target, source = with_truths(in_table(target, asked), source, asked)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, asked, target.batcher.dtype)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)

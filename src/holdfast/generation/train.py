@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from holdfast.arguments import checked
-from holdfast.data import Source, as_source
+from holdfast.data import Source, as_source, to_train_and_measure
 from holdfast.data.laid import laid_as
 from holdfast.data.part import divide
 from holdfast.errors import InputError
@@ -299,7 +299,8 @@ def generate(
         model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or
             an `Own`, of your own networks.
         out: the folder; None: a new temporary one, which is the caller's to delete.
-        test: rows to measure on; None: a fifth of `data`, which then trains nothing.
+        test: rows to measure on; None: the test split that `data` names, or a fifth of `data`,
+            which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
         layout: of images: nchw or nhwc; None: what the shape says.
         resume: go on with an unfinished training in `out`.
@@ -338,11 +339,12 @@ def generate(
 
 def _sources(data: Any, test: Any, box: Bounds, seed: int) -> tuple[Source, Source]:
     """What to train on and what to measure on: checked, and never the same rows."""
-    data = as_source(data, scale=box.high <= 1)
+    data, test = to_train_and_measure(
+        data, test, lambda given, split: as_source(given, split=split, scale=box.high <= 1)
+    )
     if test is None:
         data, test = divide(data, 0.2, 10_000, seed, "test")
     else:
-        test = as_source(test, scale=box.high <= 1)
         test = laid_as(test, data.shape, f"those of {data.name} are")
     for source in (data, test):
         refuse_texts(source.columns or ())

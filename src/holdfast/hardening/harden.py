@@ -15,7 +15,7 @@ from torch import Tensor
 from holdfast import attacks
 from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
-from holdfast.data import Source
+from holdfast.data import Source, to_train_and_measure
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
@@ -121,8 +121,8 @@ def harden(
         class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss),
             `none`, or `auto`:
             balanced where a class has 3 times the rows of another or more.
-        test: rows to measure on, before and after; None: a fifth of `data`, which then trains
-            nothing.
+        test: rows to measure on, before and after; None: the test split that `data` names, or a
+            fifth of `data`, which then trains nothing.
         out: the folder; None: a new temporary one, which is the caller's to delete.
         resume: go on with an unfinished hardening in `out`.
         protocol: of the judge, before and after.
@@ -257,19 +257,18 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
 def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
     """What to train on and what to measure on: checked, and never the same rows."""
 
-    def opened(given: Any) -> Source:
-        source = open_for(target, given)
+    def opened(given: Any, split: str) -> Source:
+        source = open_for(target, given, split=split)
         target.of_table(source.columns or ())
         check_data(source, target.bounds)
         return source
 
-    if test is None:
-        whole = opened(data)
+    whole, judged = to_train_and_measure(data, test, opened)
+    if judged is None:
         target.bind(whole.shape)
         (whole,), _ = numbered(target, whole)  # to divide the classes fairly takes their numbers
         return divide_fairly(whole, 0.2, 10_000, seed, "test")
-    judged = opened(test)
-    source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
+    source = laid_as(whole, judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
             f"{source.name} would both train the network and measure it; give other rows to "

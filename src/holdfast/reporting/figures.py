@@ -89,9 +89,10 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     proved = [p.certified_accuracy for p in points if p.certified_accuracy is not None]
     if len(proved) == len(x):
         lower = np.array([i.value for i in proved], dtype=float)
-        gap = {"step": "pre", "color": MUTED, "alpha": 0.16, "linewidth": 0}
-        axes.fill_between(x, lower, y, label="neither proved nor broken", **gap)
         # what is proved at one eps is proved at every smaller one
+        ends, above, below = np.repeat(x, 2)[1:-1], np.repeat(y, 2)[1:-1], np.repeat(lower[1:], 2)
+        gap = {"color": MUTED, "alpha": 0.16, "linewidth": 0}
+        axes.fill_between(ends, below, above, label="neither proved nor broken", **gap)
         axes.plot(x, lower, color=INK, linewidth=1.2, drawstyle="steps-pre", label="proved")
     widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
     axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
@@ -105,8 +106,9 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         columnspacing=1.2,
     )
     said = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i, m in known if m)
-    own = [i for i, e in zip(proved, x, strict=False) if e == eps]
-    shown = "".join(f" Proved: {words.percent(i.value)} at eps {words.eps(eps)}." for i in own)
+    at = [(e, i) for (e, _, m), i in zip(known, proved, strict=False) if m]
+    held = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i in at)
+    shown = f" Proved: {held}." if held else ""
     return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}")
 
 

@@ -39,7 +39,7 @@ VERDICTS = {
 
 STATUSES = {
     "robust": "right, and not broken by any attack that ran",
-    "certified": "right, and proved to stay right within eps",
+    "certified": "right, and proved to stay right within eps; counts as robust, too",
     "broken": "right at first, but a change within the threat fools the model; it is stored and "
     "was checked again",
     "wrong": "wrong before any attack",
@@ -285,6 +285,13 @@ def _bracket(manifest: Manifest, proved: float) -> str:
     if not manifest.trials:
         return f"robust accuracy is at least {percent(proved)} (proved); no attack was run"
     robust = manifest.metrics.robust_accuracy.value
+    if not robust:
+        return "robust accuracy is 0 %: no input stayed right"
+    if not proved:
+        return (
+            f"robust accuracy is at most {percent(robust)} (not broken); no input was proved to "
+            "stay right"
+        )
     if robust == proved:
         return f"robust accuracy is {percent(proved)} (all that was not broken is proved)"
     return (
@@ -299,7 +306,10 @@ def _proofs(manifest: Manifest) -> list[str]:
     if m.certified_accuracy is None or m.certified_accuracy.value is None or asked is None:
         return []
     by = ", ".join(f"{m.certified_by.get(name, 0):,} by {name}" for name in asked.methods)
-    said = f"Proved: {by}; 95 % interval {span(m.certified_accuracy)}."
+    said = (
+        f"Proved: {_inputs(m.counts.get('certified', 0))} ({by}); 95 % interval "
+        f"{span(m.certified_accuracy)}."
+    )
     if not manifest.trials:
         return [said]
     return [f"{said} Not broken: 95 % interval {span(m.robust_accuracy)}."]
@@ -325,6 +335,16 @@ def notes(manifest: Manifest) -> list[str]:
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said
+
+
+def leaves_out(manifest: Manifest) -> str:
+    """Which inputs some trials do not attack; empty where each attacks all that are left."""
+    if not any("max_margin=" in trial.spec for trial in manifest.trials):
+        return ""
+    return (
+        "With max_margin=r a trial attacks only inputs that were close to being broken: a trial "
+        "before it had brought the margin down to at most r times that of the clean input."
+    )
 
 
 def remaining(manifest: Manifest) -> str:

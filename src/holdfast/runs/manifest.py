@@ -116,6 +116,7 @@ class ThreatInfo(Record):
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
     # least-likely or random, or the SHA-256 of the classes given: see target_class
     targets: str | None = None
+    table: str | None = None  # the schema of a table, as TOML
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]

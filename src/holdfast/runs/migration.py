@@ -7,9 +7,10 @@ import json
 import re
 from contextlib import suppress
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:  # a command's help is shown without it
+    import pyarrow as pa
 
 KEYS = {  # of run.json
     "noted": "initial_findings",
@@ -52,6 +53,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "Lend it the gradients of its float version",
         "Attack it by the gradients of its float version",
     ),
+    ("rows examined", "rows probed"),
 )
 
 

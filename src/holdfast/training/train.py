@@ -73,7 +73,7 @@ def train(
             "train takes a classifier of k classes and of one input, but this model has "
             f"{'several inputs' if target.inputs.context else f'the task {task}'}."
         )
-    data = open_for(target, data)
+    data = open_for(target, data, split="train")
     target.of_table(data.columns or ())
     check_data(data, target.bounds)
     recipe = Recipe(

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import (
@@ -21,13 +23,27 @@ from holdfast.targets.adapter import (
     digest_of,
     need,
 )
-from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.frameworks.pytorch import activation, layers
 from holdfast.targets.head import LINEAR
 from holdfast.targets.loading import made
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
 
 HDF5 = (".h5", ".hdf5")
+
+
+class _InKnownForm(TorchFunctionMode):
+    """Within, operators of torch that have another form are called by the one that bounds know."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names: dict[str, Callable[..., Tensor]] = {
+            "subtract": torch.sub,
+            "multiply": torch.mul,
+            "divide": torch.div,
+            "relu6": lambda x, **_: layers.smaller(torch.relu(x), 6.0),
+        }
+        called = names.get(getattr(func, "__name__", "")) or func
+        return called(*args, **(kwargs or {}))
 
 
 class KerasOnTorch(Adapter):
@@ -54,6 +70,13 @@ class KerasOnTorch(Adapter):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
+
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        def logits(x: Tensor) -> Tensor:  # of an adapter its ending would be applied to them
+            with _InKnownForm():
+                return self(x)
+
+        return logits
 
 
 def read(path: Path, *, trust: bool = False) -> Any:

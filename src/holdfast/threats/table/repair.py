@@ -6,8 +6,11 @@ becomes of a row depends on that row alone.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from holdfast.threats.table.expressions import (
 )
 
 ROUNDS = 4  # of all relations: one may break what another mended
+BROKEN = 1e12  # what a broken relation counts, compared with the square of a change
 GRAIN = 1e-6  # of a feature's unit: by how much it is moved past a bound that it must not touch
 
 
@@ -39,6 +43,10 @@ class Rows:
     def stored(self, value: Tensor) -> Tensor:
         """Numbers as stored rows hold them."""
         return value.to(self.dtype).double()
+
+    def back(self, value: Tensor, goal: Tensor) -> Tensor:
+        """The next numbers that stored rows hold on the way to the goal."""
+        return torch.nextafter(value.to(self.dtype), goal.to(self.dtype)).double()
 
     def nearest(self, j: int, value: Tensor, levels: Tensor) -> Tensor:
         """The nearest of some levels within the limits of feature j, or the value where none is
@@ -63,7 +71,8 @@ class Mender:
     unit: Tensor  # [features] what counts as a change of 1
     still: frozenset[int]  # features that no relation may move
     middle: Tensor  # [features, 1]: a row in the middle of the bounds
-    movers: dict[int, list[tuple[int, float | None]]] = field(default_factory=dict)
+    movers: dict[tuple[int, int], list[tuple[int, float | None]]] = field(default_factory=dict)
+    others: dict[int, list[Condition]] = field(default_factory=dict)
 
     def mend(self, rows: Rows) -> Tensor:
         """Legal columns near those found, or ones that still break something: [features, n]."""
@@ -108,7 +117,7 @@ class Mender:
         if j in self.levels:
             return rows.nearest(j, value, self.levels[j])
         if self.whole[j]:
-            return value.round().clamp(low.ceil(), high.floor())
+            value, low, high = value.round(), low.ceil(), high.floor()
         return rows.stored(value.clamp(low, high))
 
     # ------------------------------------------------------------------ relations
@@ -135,7 +144,8 @@ class Mender:
     def _fix_some(
         self, condition: Condition, parts: Sequence[Condition], broken: Tensor, rows: Rows
     ) -> None:
-        """Make that part hold in each row that needs the smallest change."""
+        """Make that part hold in each row that breaks the fewest other relations; of these, that
+        which needs the smallest change."""
         used = list(condition.used)
         before = rows.found[used]
         best, least = before.clone(), torch.full_like(before[0], torch.inf)
@@ -144,6 +154,8 @@ class Mender:
             self._fix(part, rows)
             now = rows.found[used]
             change = ((now - before) / self.unit[used, None]).square().sum(0)
+            for other in self._touching(condition):
+                change = change + BROKEN * (other.distance(rows.found) > 0)
             change = torch.where(part.distance(rows.found) > 0, torch.inf, change)
             better = broken & (change < least)
             best, least = torch.where(better, now, best), torch.where(better, change, least)
@@ -154,56 +166,80 @@ class Mender:
         left, right = condition.left.value(rows.found), condition.right.value(rows.found)
         gap, slack = left - right, condition.slack(left, right) + torch.zeros_like(left)
         aim = torch.zeros_like(gap) if condition.kind == "==" else slack.clamp_max(0)
-        for j, slope in self._movers(condition):
-            rate = self._slope(condition, j, rows.found) if slope is None else slope
-            own = rows.found[j]
-            grain = 1.0 if self.whole[j] else GRAIN * float(self.unit[j])
-            move = ((aim - gap) / rate).nan_to_num(0, 0, 0)
-            if condition.kind == "<":
-                move = move - grain * torch.sign(rate + 0 * gap)
-            if condition.kind == "!=":
-                move = torch.where(own + grain <= rows.high[j], grain, -grain)
-            goal = own + move
-            if self.whole[j]:
-                toward = torch.where(move > 0, goal.floor(), goal.ceil())
-                away = torch.where(move > 0, goal.ceil(), goal.floor())
-                goal = toward if condition.kind == "==" else away
-            goal = torch.where(broken, self._in_format(j, goal, rows), own)
-            rows.found[j] = goal
-            gap = gap + rate * (goal - own)
-            broken = broken & ~_within(condition, gap, slack)
-            if not bool(broken.any()):
-                return
+        for side in (1, -1):
+            for j, slope in self._movers(condition, side):
+                late = broken & ((gap >= aim) if side > 0 else (gap < aim))
+                if not bool(late.any()):
+                    break
+                own = rows.found[j].clone()
+                rate = self._slope(condition, j, rows.found) if slope is None else slope
+                goal = self._goal(condition, j, own, (aim - gap) / rate, rate, rows)
+                rows.found[j] = torch.where(late, goal, own)
+                gap = gap + rate * (rows.found[j] - own)
+                broken = broken & ~_within(condition, gap, slack)
 
-    def _movers(self, condition: Comparison) -> list[tuple[int, float | None]]:
-        """The features that can make a comparison hold, cheapest first, and what it gains from
-        each by a change of 1, where that is one number."""
-        if id(condition) not in self.movers:
-            known = dict(self._slopes(condition))
-            gain = {}
+    def _goal(
+        self,
+        condition: Comparison,
+        j: int,
+        own: Tensor,
+        move: Tensor,
+        rate: Tensor | float,
+        rows: Rows,
+    ) -> Tensor:
+        """Where feature j goes from its `own` values so that a comparison comes to hold."""
+        grain = 1.0 if self.whole[j] else GRAIN * float(self.unit[j])
+        move = move.nan_to_num(0, 0, 0)
+        if condition.kind == "<":
+            move = move - grain * torch.sign(rate + 0 * own)
+        if condition.kind == "!=":
+            move = torch.where(own + grain <= rows.high[j], grain, -grain)
+        goal = own + move
+        if self.whole[j]:
+            toward = torch.where(move > 0, goal.floor(), goal.ceil())
+            away = torch.where(move > 0, goal.ceil(), goal.floor())
+            goal = toward if condition.kind == "==" else away
+        goal = self._in_format(j, goal, rows)
+        if condition.kind == "==":  # past it by what the type of the rows rounds
+            past = (goal - own).abs() > move.abs()
+            goal = torch.where(past, rows.back(goal, own), goal)
+        return goal
+
+    def _movers(self, condition: Comparison, side: int) -> list[tuple[int, float | None]]:
+        """The features that can make a comparison hold whose difference is above (`side` 1) or
+        below 0, and what it gains from a change of each by 1, where that is one number.
+
+        First those whose move breaks the fewest other relations; of these, those that change least.
+        """
+        if (id(condition), side) not in self.movers:
+            known = dict(_slopes(condition, self.still))
+            order = {}
             for j, slope in known.items():
                 rate = self._slope(condition, j, self.middle) if slope is None else slope
-                gain[j] = abs(float(rate)) * float(self.unit[j])
-            order = sorted(known, key=lambda j: -gain[j] if gain[j] == gain[j] else 0.0)
-            self.movers[id(condition)] = [(j, known[j]) for j in order]
-        return self.movers[id(condition)]
+                gain, up = abs(float(rate)) * float(self.unit[j]), float(rate) * side < 0
+                order[j] = (self._locks.get((j, up), 0), -gain if math.isfinite(gain) else 0.0)
+            found = [(j, known[j]) for j in sorted(known, key=order.__getitem__)]
+            self.movers[id(condition), side] = found
+        return self.movers[id(condition), side]
 
-    def _slopes(self, condition: Comparison) -> Iterator[tuple[int, float | None]]:
-        difference = condition.difference
-        terms = difference.terms(1.0)
-        bare: dict[int, float] = {}
-        others = frozenset[int]()
-        for factor, number in terms:
-            if isinstance(number, Column):
-                bare[number.index] = bare.get(number.index, 0.0) + factor
-            else:
-                others |= number.used
-        for j in sorted(condition.used - self.still):
-            if j in bare and j not in others:
-                if bare[j]:
-                    yield j, bare[j]
-            elif difference.degree(j) == 1:
-                yield j, None
+    def _touching(self, condition: Condition) -> list[Condition]:
+        """The other relations between some of the same features."""
+        if id(condition) not in self.others:
+            used = condition.used
+            alike = [c for c in self.conditions if c is not condition and c.used & used]
+            self.others[id(condition)] = alike
+        return self.others[id(condition)]
+
+    @cached_property
+    def _locks(self) -> Counter[tuple[int, bool]]:
+        """How many relations a feature can break that goes up (True), or down."""
+        said = dict(self.formulas)
+        found: Counter[tuple[int, bool]] = Counter()
+        for condition in self.conditions:
+            sides = getattr(condition, "left", None), getattr(condition, "right", None)
+            if not any(formula in sides for formula in said.values()):
+                found.update(_locks_of(condition))
+        return found
 
     def _slope(self, condition: Comparison, j: int, columns: Tensor) -> Tensor:
         """What the difference of its sides gains from a change of 1 in a column: [n]."""
@@ -213,6 +249,38 @@ class Mender:
             rows[j] = torch.full_like(columns[j], value)
             ends.append(condition.difference.value(rows))
         return ends[1] - ends[0]
+
+
+def _slopes(
+    condition: Comparison, still: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, float | None]]:
+    """The features on which the difference of the sides depends as in a straight line, but for
+    those that stay, and its slope on each, where that is one number."""
+    difference = condition.difference
+    bare: dict[int, float] = {}
+    others = frozenset[int]()
+    for factor, number in difference.terms(1.0):
+        if isinstance(number, Column):
+            bare[number.index] = bare.get(number.index, 0.0) + factor
+        else:
+            others |= number.used
+    for j in sorted(condition.used - still):
+        if j in bare and j not in others:
+            if bare[j]:
+                yield j, bare[j]
+        elif difference.degree(j) == 1:
+            yield j, None
+
+
+def _locks_of(condition: Condition) -> set[tuple[int, bool]]:
+    """The moves, up (True) or down, of features that can break a condition."""
+    if isinstance(condition, (Every, Some)):
+        return set().union(*map(_locks_of, condition.parts))
+    both = {(j, up) for j in condition.used for up in (True, False)}
+    if not isinstance(condition, Comparison) or condition.kind not in ("<", "<="):
+        return both
+    slopes = {j: slope for j, slope in _slopes(condition) if slope is not None}
+    return {(j, up) for j, up in both if j not in slopes or (slopes[j] > 0) == up}
 
 
 def _within(condition: Comparison, gap: Tensor, slack: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ class Schema:
         own = [f"{self.names[j]}: {kind}" for kind in kinds for j in self._ruled[kind]]
         return (*self.conditions, *(f"{name}: one-hot" for name in self.groups), *own)
 
+    def words(self, rule: str) -> str:
+        """A rule with its text, where it has one."""
+        text = self.relations.get(rule) or self.derived.get(rule)
+        return rule if text is None else f"{rule} ({text})"
+
     @property
     def determined(self) -> list[int]:
         """The features that follow from others."""
@@ -110,7 +115,7 @@ class Schema:
         x = x.double()
         columns = x.T.contiguous()
         parts = [c.distance(columns)[:, None] for c in self.conditions.values()]
-        for group in self._members:
+        for group in self.members.values():
             one = x[:, group]
             parts.append(((one.sum(1) - 1).abs() + (one * (1 - one)).abs().sum(1))[:, None])
         parts += [self._of_types(columns), self._of_bounds(x), self._of_changes(x, start)]
@@ -250,9 +255,9 @@ class Schema:
         return Vocabulary(columns, values, {}, self.tolerance).with_formulas(self.formulas)
 
     @cached_property
-    def _members(self) -> list[list[int]]:
+    def members(self) -> dict[str, list[int]]:
         """The columns of each group."""
-        return [list(self._found(name, said)) for name, said in self.groups.items()]
+        return {name: list(self._found(name, said)) for name, said in self.groups.items()}
 
     def _found(self, group: str, patterns: Sequence[str]) -> Iterator[int]:
         if isinstance(patterns, str):
@@ -313,8 +318,8 @@ class Schema:
         formulas = _ordered(self._formulas(conditions))
         said = {j for j, _ in formulas}
         fixed = {j for j, f in enumerate(self.features) if f.mutability == "fixed"}
-        groups = [torch.tensor(group) for group in self._members]
-        grouped = {j for group in self._members for j in group}
+        groups = [torch.tensor(group) for group in self.members.values()]
+        grouped = {j for group in self.members.values() for j in group}
         low, high = (side.nan_to_num(0, 0, 0) for side in self.box)
         return Mender(
             conditions=list(conditions.values()),
@@ -335,7 +340,7 @@ class Schema:
         """The features that follow from others: those that are derived, and those that are one
         side of an equality."""
         found: dict[int, Number] = {}
-        grouped = {j for group in self._members for j in group}
+        grouped = {j for group in self.members.values() for j in group}
         names = sorted(conditions, key=lambda name: name not in self.derived)
         for one in (conditions[name] for name in names):
             if not isinstance(one, Comparison) or one.kind != "==":

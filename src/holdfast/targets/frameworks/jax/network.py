@@ -7,7 +7,7 @@ name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,10 +56,10 @@ def _run(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
 
 def _needed(jaxpr: Any) -> list[Any]:
     """The steps that the results depend on."""
-    wanted, steps = {id(variable) for variable in jaxpr.outvars}, []
+    required, steps = {id(variable) for variable in jaxpr.outvars}, []
     for step in reversed(jaxpr.eqns):
-        if any(id(variable) in wanted for variable in step.outvars):
-            wanted |= {id(variable) for variable in step.invars}
+        if any(id(variable) in required for variable in step.outvars):
+            required |= {id(variable) for variable in step.invars}
             steps.append(step)
     return steps[::-1]
 
@@ -114,7 +114,7 @@ def _select(above: Any, low: Any, high: Any, **_: Any) -> Any:
         x, (call, args) = above.x.node, (low.node.target, low.node.args)
         slopes = [part for part in args if isinstance(part, float)]
         if high.node is x and call is torch.mul and x in args and slopes:
-            return F.leaky_relu(high, slopes[0])
+            return F.leaky_relu(cast("Any", high), slopes[0])
     raise InputError("not supported: operator select_n of JAX, but for a leaky ReLU.")
 
 
@@ -218,7 +218,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = _COMPARISONS | {
     "transpose": lambda x, *, permutation, **_: layers.permuted(x, permutation),
     "concatenate": lambda *parts, dimension, **_: torch.cat(parts, dimension),
     "slice": _slice,
-    "split": lambda x, *, sizes, axis, **_: torch.split(x, tuple(sizes), axis),
+    "split": lambda x, *, sizes, axis, **_: torch.split(x, list(sizes), axis),
     "pad": _pad,
     "rev": lambda x, *, dimensions, **_: x.flip(tuple(dimensions)),
     "stop_gradient": _same,

@@ -67,6 +67,17 @@ class TensorFlowModel(Adapter):
             raise self._failed
         return tensor(z), tensor(g)
 
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        from holdfast.targets.frameworks.tensorflow.network import network
+
+        rows = self.tf.TensorSpec(tuple(example.shape), self._in(example).dtype)
+        ask = self.tf.function(self._reader(rows), input_signature=[rows])
+        with native_output():
+            graph = _inlined(ask.get_concrete_function())
+        if graph is None:
+            return super().network(example)
+        return network(graph)
+
     def digest(self) -> bytes:
         if self._digest is not None:
             return self._digest

@@ -1,0 +1,97 @@
+"""Mistakes that certifiers make, planted: each makes a test of bounds fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import test_pitfalls
+import test_soundness
+import torch
+from torch import Tensor
+
+from holdfast.bounds import Margins, propagate
+from holdfast.bounds.affine import Elementwise
+from holdfast.bounds.relaxations import Bent, Lines
+
+Patch = Callable[[Any, str, Any], None]
+
+
+def sound(kind: str) -> Callable[[], None]:
+    def check() -> None:
+        for seed in range(2):
+            test_soundness.check(kind, "linf", seed, samples=200, steps=20)
+
+    return check
+
+
+def tight() -> None:
+    test_soundness.test_a_linear_network_is_bounded_exactly("linf")
+
+
+def not_a_number() -> None:
+    test_pitfalls.test_what_is_not_above_0_is_not_proved(float("nan"))
+
+
+def sign_at_a_fork(patch: Patch) -> None:
+    pull = Elementwise.pull
+
+    def wrong(self: Elementwise, *given: Any) -> Any:
+        return pull(Elementwise(tuple(map(abs, self.scales))), *given)
+
+    patch(Elementwise, "pull", wrong)
+
+
+def one_branch_of_a_fork(patch: Patch) -> None:
+    patch(propagate, "_add", lambda held, nodes, parts: held.update(zip(nodes, parts, strict=True)))
+
+
+def polarity_of_nan(patch: Patch) -> None:
+    patch(Margins, "proved", property(lambda self: ~(self.lower <= 0).any(1)))
+
+
+def slope(patch: Patch) -> None:
+    lines = Bent.lines
+
+    def wrong(self: Bent, *given: Tensor) -> Lines:
+        made = lines(self, *given)
+        return replace(made, up_at_0=made.up_at_0 / 2)
+
+    patch(Bent, "lines", wrong)
+
+
+def no_box(patch: Patch) -> None:
+    least = propagate.Region.least
+
+    def wrong(self: propagate.Region, *given: Any) -> Tensor:
+        wide = torch.full_like(self.lo, torch.inf)
+        return least(replace(self, lo=-wide, hi=wide), *given)
+
+    patch(propagate.Region, "least", wrong)
+
+
+def float32_at_the_end(patch: Patch) -> None:
+    backward = propagate.Rows.backward
+    patch(propagate.Rows, "backward", lambda *a, **b: backward(*a, **b).float().double())
+
+
+PLANTED = [
+    (sign_at_a_fork, sound("residual")),
+    (one_branch_of_a_fork, sound("residual")),
+    (polarity_of_nan, not_a_number),
+    (slope, sound("dense")),
+    (no_box, tight),
+    (float32_at_the_end, tight),
+]
+
+
+@pytest.mark.parametrize(("mistake", "check"), PLANTED, ids=[m.__name__ for m, _ in PLANTED])
+def test_a_planted_mistake_is_caught(
+    mistake: Callable[[Patch], None], check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check()
+    mistake(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        check()
