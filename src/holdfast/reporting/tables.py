@@ -12,7 +12,7 @@ from holdfast.reporting import words
 from holdfast.runs.manifest import ColumnInfo
 
 CHANGED = 8  # columns of an example that are named
-MOVED = 15  # columns that are ranked
+RANKED = 15  # columns that are ranked
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ColumnChanges:
     """A column over all examples."""
 
     name: str
@@ -72,16 +72,18 @@ def changes(
     return found
 
 
-def moved(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> list[Moved]:
+def most_changed(
+    columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray
+) -> list[ColumnChanges]:
     """The columns that changed in the most examples x_adv [n, f] of rows x, and by how much."""
     differs, size, wide = changed(columns, x, x_adv), np.abs(x_adv - x), spread(x)
     count, middle = differs.sum(0), np.zeros(len(columns))
     for j in np.flatnonzero(count):
         middle[j] = np.median(size[differs[:, j], j])
-    order = np.lexsort((-middle / wide, -count))[:MOVED].tolist()
+    order = np.lexsort((-middle / wide, -count))[:RANKED].tolist()
     found = [(j, columns[j]) for j in order if count[j]]
     return [
-        Moved(
+        ColumnChanges(
             one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], float(middle[j]))
         )
         for j, one in found
