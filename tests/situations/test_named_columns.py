@@ -21,8 +21,10 @@ from holdfast.bounds.tree_models import trees_of
 from holdfast.data import as_source, open_data
 from holdfast.data.columns import Column, frame
 from holdfast.errors import InputError
-from holdfast.reporting.tables import moved
+from holdfast.reporting.tables import most_changed
 from holdfast.runs.store import read_gallery
+from holdfast.threats.table.features import Feature
+from holdfast.threats.table.schema import Schema
 
 RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame(
@@ -168,7 +170,7 @@ def test_the_report_shows_rows_before_and_after(pipeline: object, tmp_path: Path
     page = run.report().read_text()
     kept, columns = read_gallery(out), run.manifest.data.columns
     assert len(kept["id"]) == run.manifest.metrics.counts["broken"] > 12  # all of them
-    found = {one.name: one for one in moved(columns, kept["x"], kept["x_adv"])}
+    found = {one.name: one for one in most_changed(columns, kept["x"], kept["x_adv"])}
     differs = kept["x"] != kept["x_adv"]
     assert found["income"].share == pytest.approx(differs[:, 1].mean())
     size = np.abs(kept["x"] - kept["x_adv"])[differs[:, 1], 1]
@@ -177,3 +179,29 @@ def test_the_report_shows_rows_before_and_after(pipeline: object, tmp_path: Path
     assert found["city"].change in page
     assert "age" not in found
     assert holdfast.verify(run, target, (FRAME, LABEL)) == []
+
+
+def test_a_schema_has_the_columns_and_the_texts_of_the_table(pipeline: object) -> None:
+    """In its order; then a text is a category that an attack may change."""
+    towns = ("Bern", "Chur", "Genf")
+    features = [
+        Feature("age", mutability="fixed"),
+        Feature("income", bounds=(0, 100)),
+        Feature("city", type="category", values=towns, scale=1),
+        Feature("owns", mutability="fixed"),
+    ]
+    target = holdfast.wrap(pipeline, bounds=(0, 100))
+
+    def attacked(features: list[Feature]) -> holdfast.AttackResult:
+        threat = holdfast.Threat.linf(1, schema=Schema(features))
+        return holdfast.attack(target, FRAME, LABEL, threat, "square(steps=20)")
+
+    result = attacked(features)
+    assert result.success.any()
+    assert (result.x_adv.city != FRAME.city).any()
+    assert set(result.x_adv.city) <= set(towns)
+    with pytest.raises(InputError, match="the schema has the column income where"):
+        attacked([features[1], features[0], *features[2:]])
+    features[2] = Feature("city", type="category", values=("Bern", "Chur"), scale=1)
+    with pytest.raises(InputError, match="holds the texts Bern, Chur, Genf, and the schema has"):
+        attacked(features)

@@ -43,6 +43,7 @@ from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
 from holdfast.threats.spatial import Spatial
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.threats.transform import Transform
 
@@ -230,6 +231,22 @@ def with_columns(target: Target, source: Source) -> Target:
     return target if source.columns is None else target.of_table(source.columns)
 
 
+def _check_names(source: Source, schema: Schema) -> None:
+    """Raises InputError: the columns of a table, or the texts of one, are not those of a schema."""
+    for column, feature in zip(source.columns or (), schema.features, strict=False):
+        if column.name != feature.name:
+            raise InputError(
+                f"the schema has the column {feature.name} where {source.name} has {column.name}; "
+                "expected the same columns in the same order."
+            )
+        if column.values and list(column.values) != list(feature.values):
+            raise InputError(
+                f"column {column.name} of {source.name} holds the texts "
+                f"{listed(column.values, 5)}, and the schema has "
+                f"{listed(feature.values, 5) or 'none'}; give these as its values, in this order."
+            )
+
+
 def with_texts_fixed(threat: Threat, source: Source) -> tuple[Threat, list[Finding]]:
     """The threat to rows of a table, whose texts stay as they are where the norm asks how far a
     value moves; and what a report says of it.
@@ -238,7 +255,9 @@ def with_texts_fixed(threat: Threat, source: Source) -> tuple[Threat, list[Findi
         InputError: nothing else could change.
     """
     texts = [column.name for column in source.columns or () if column.values]
-    if not texts or not threat.norm.scales:
+    if threat.schema is not None:
+        _check_names(source, threat.schema)
+    if not texts or not threat.norm.scales or threat.schema is not None:
         return threat, []
     numbers = torch.tensor([not column.values for column in source.columns or ()])
     if threat.mask is not None and threat.mask.shape == numbers.shape:

@@ -9,7 +9,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -182,7 +182,7 @@ def _page(folder: Path, manifest: Manifest) -> str:
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
-        moved=_moved(folder, manifest),
+        ranked=_most_changed(folder, manifest),
         named=tables.CHANGED,
     )
 
@@ -204,12 +204,14 @@ def _text(name: str) -> str:
     return files("holdfast.reporting").joinpath(name).read_text("utf-8")
 
 
-def _moved(folder: Path, manifest: Manifest) -> list[tables.Moved]:
+def _most_changed(folder: Path, manifest: Manifest) -> list[tables.ColumnChanges]:
     """Which columns of a table change most, over the examples that are kept."""
     tensors, columns = store.read_gallery(folder), manifest.data.columns
     if not tensors or tensors["x"].shape[1:] != (len(columns),):
         return []
-    return tables.moved(columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv")))
+    return tables.most_changed(
+        columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv"))
+    )
 
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
@@ -222,7 +224,6 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
             f"{manifest.model.shape}."
         )
-    wide = tables.spread(tensors["x"].astype(np.float64))
     samples = store.read_samples(folder)
     ids = samples.column("id").to_numpy()
     examples = []
@@ -235,15 +236,17 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
         (row,) = samples.slice(int(at[0]), 1).to_pylist()
-        examples.append(
-            _example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest, wide)
-        )
+        examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
+    columns = manifest.data.columns
+    if tensors["x"].shape[1:] == (len(columns),):
+        before, after = (tensors[name].astype(np.float64) for name in ("x", "x_adv"))
+        lists = tables.changes(columns, before, after, SHOWN)
+        pairs = zip(examples, lists, strict=True)
+        examples = [replace(e, changes=found, changed=len(found)) for e, found in pairs]
     return len(tensors["id"]), examples
 
 
-def _example(
-    row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest, wide: np.ndarray
-) -> Example:
+def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest) -> Example:
     if manifest.model.free:  # what may change stands last
         free = manifest.model.free
         x, x_adv = (row.reshape(-1)[-math.prod(free) :].reshape(free) for row in (x, x_adv))
@@ -261,11 +264,7 @@ def _example(
             ("adversarial", _png((x_adv - low) / (high - low), layout)),
             (f"change × {times:g}", _png(0.5 + times * difference / (high - low), layout)),
         )
-    changes = tuple[tables.Change, ...]()
-    if x.shape == (len(manifest.data.columns),):
-        changes = tables.changes(manifest.data.columns, x, x_adv, wide)
-        changed = len(changes)
-    return Example(row, changed, widest, pictures, changes)
+    return Example(row, changed, widest, pictures)
 
 
 def _png(x: np.ndarray, layout: str) -> str:

@@ -12,7 +12,7 @@ from holdfast.reporting import words
 from holdfast.runs.manifest import ColumnInfo
 
 CHANGED = 8  # columns of an example that are named
-MOVED = 15  # columns that are ranked
+RANKED = 15  # columns that are ranked
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ColumnChanges:
     """A column over all examples."""
 
     name: str
@@ -40,7 +40,7 @@ def shown(column: ColumnInfo, value: float) -> str:
         return str(column.values[place])
     if column.dtype == "bool" and value in (0, 1):
         return str(bool(value))
-    return words.number(float(value))
+    return words.number(value)
 
 
 def changed(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> np.ndarray:
@@ -56,26 +56,36 @@ def spread(x: np.ndarray) -> np.ndarray:
 
 
 def changes(
-    columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray, wide: np.ndarray
-) -> tuple[Change, ...]:
-    """The columns of one example x_adv [f] that differ from row x, the largest change first."""
-    at = np.flatnonzero(changed(columns, x[None], x_adv[None])[0])
-    at = at[np.argsort(-np.abs(x_adv - x)[at] / wide[at], kind="stable")]
-    return tuple(
-        Change(columns[j].name, shown(columns[j], x[j]), shown(columns[j], x_adv[j])) for j in at
-    )
+    columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray, most: int
+) -> list[tuple[Change, ...]]:
+    """Of each of the first examples x_adv [n, f] the columns that differ from its row of x, the
+    largest change first."""
+    differs, size = changed(columns, x, x_adv), np.abs(x_adv - x) / spread(x)
+    found: list[tuple[Change, ...]] = []
+    for before, after, own, far in zip(x[:most], x_adv, differs, size, strict=False):
+        at = np.flatnonzero(own)
+        values = [
+            (columns[j], float(before[j]), float(after[j]))
+            for j in at[np.argsort(-far[at], kind="stable")]
+        ]
+        found.append(tuple(Change(c.name, shown(c, a), shown(c, b)) for c, a, b in values))
+    return found
 
 
-def moved(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> list[Moved]:
+def most_changed(
+    columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray
+) -> list[ColumnChanges]:
     """The columns that changed in the most examples x_adv [n, f] of rows x, and by how much."""
     differs, size, wide = changed(columns, x, x_adv), np.abs(x_adv - x), spread(x)
     count, middle = differs.sum(0), np.zeros(len(columns))
     for j in np.flatnonzero(count):
         middle[j] = np.median(size[differs[:, j], j])
-    order = np.lexsort((-middle / wide, -count))[:MOVED].tolist()
+    order = np.lexsort((-middle / wide, -count))[:RANKED].tolist()
     found = [(j, columns[j]) for j in order if count[j]]
     return [
-        Moved(one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], middle[j]))
+        ColumnChanges(
+            one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], float(middle[j]))
+        )
         for j, one in found
     ]
 
@@ -83,7 +93,8 @@ def moved(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> li
 def _change(column: ColumnInfo, before: np.ndarray, after: np.ndarray, middle: float) -> str:
     """How a column [n] changed on the whole."""
     if not column.values:
-        return words.number(float(middle))
-    texts = [(shown(column, a), shown(column, b)) for a, b in zip(before, after, strict=True)]
+        return words.number(middle)
+    pairs = zip(before.tolist(), after.tolist(), strict=True)
+    texts = [(shown(column, a), shown(column, b)) for a, b in pairs]
     (a, b), times = Counter(pair for pair in texts if pair[0] != pair[1]).most_common(1)[0]
     return f"{a} → {b} ({times:,} times)"
