@@ -11,10 +11,25 @@ from helpers.tables import Scaled, schema_of, table_case
 from scipy.optimize import minimize
 
 import holdfast
+from holdfast.evaluation.protocols import asked
+from holdfast.targets import Access
 from holdfast.threats.table.features import Feature
 from holdfast.threats.table.projection import project
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
+
+
+@pytest.mark.parametrize(
+    ("access", "names"),
+    [(Access.GRADIENTS, ["CAPGD", "Genetic"]), (Access.SCORES, ["Genetic"])],
+)
+def test_standard_takes_the_attacks_of_tables_by_access(access: Access, names: list[str]) -> None:
+    threat = replace(Threat.l2(0.5), schema=small())
+    trials = asked("standard", threat, access).trials
+    assert [type(trial.attack).__name__ for trial in trials] == names
+    assert asked("standard", Threat.l2(0.5), access) != asked("standard", threat, access)
+    blind = asked("standard", threat, Access.LABELS)  # decisions alone: the usual searches
+    assert blind == asked("standard", Threat.l2(0.5), Access.LABELS)
 
 
 def small() -> Schema:
