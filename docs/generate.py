@@ -23,7 +23,7 @@ from holdfast.attacks import (
     run,
 )
 from holdfast.cli import listing
-from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
+from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST, TABLES
 from holdfast.runs.manifest import Manifest
 
 DOCS = Path(__file__).parent
@@ -137,6 +137,16 @@ def attacks() -> str:
             )
             if rows:
                 parts.append(f"Where the target gives {access.name.lower()} alone:\n\n{rows}\n")
+        for access, others in TABLES.items():
+            rows = "\n".join(
+                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"
+                for norm, t_ in others.get(name, {}).items()
+            )
+            if rows:
+                parts.append(
+                    f"Of the rows of a table, where the target gives {access.name.lower()}:\n\n"
+                    f"{rows}\n"
+                )
         for access, others in SMALLEST.items():
             rows = "\n".join(
                 f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"

@@ -263,6 +263,29 @@ DRAWN: dict[str, tuple[str, ...]] = {
 }
 
 
+# What they are for the rows of a table, under norms that these attacks search; gradients first,
+# then the genetic search on the rows that are left. Their versions are those of PROTOCOLS.
+TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
+    Access.GRADIENTS: {
+        "quick": dict.fromkeys(("linf", "l2"), ("capgd(steps=20, restarts=2)",)),
+        "standard": dict.fromkeys(
+            ("linf", "l2"), ("capgd(steps=50, restarts=4)", "genetic(steps=60)")
+        ),
+        "thorough": dict.fromkeys(
+            ("linf", "l2"),
+            ("capgd(steps=100, restarts=10)", "genetic(steps=200, population=80)"),
+        ),
+    },
+    Access.SCORES: {
+        "quick": dict.fromkeys(("linf", "l2", "l1"), ("genetic(steps=20)",)),
+        "standard": dict.fromkeys(("linf", "l2", "l1"), ("genetic(steps=100)",)),
+        "thorough": dict.fromkeys(
+            ("linf", "l2", "l1"), ("genetic(steps=300, population=80, restarts=2)",)
+        ),
+    },
+}
+
+
 def protocol(
     name: str,
     norm: str,
@@ -307,6 +330,9 @@ def asked(name: str, threat: Threat, access: Access, *, drawn: bool = False) -> 
     aimed, bounded = isinstance(threat.goal, Targeted), threat.bounded
     kind = {"aimed": aimed, "access": access, "drawn": drawn, "bounded": bounded}
     own = protocol(name, threat.norm.name, **kind)
+    table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
+    if threat.schema is not None and bounded and table is not None:
+        own = replace(own, trials=chosen(table).trials)
     return own if threat.spatial is None else suited(own, threat.spatial.transform)
 
 

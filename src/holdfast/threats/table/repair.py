@@ -24,6 +24,7 @@ from holdfast.threats.table.expressions import (
     OneOf,
     Some,
 )
+from holdfast.threats.table.projection import Relations, linear
 
 ROUNDS = 4  # of all relations: one may break what another mended
 BROKEN = 1e12  # what a broken relation counts, compared with the square of a change
@@ -73,6 +74,12 @@ class Mender:
     middle: Tensor  # [features, 1]: a row in the middle of the bounds
     movers: dict[tuple[int, int], list[tuple[int, float | None]]] = field(default_factory=dict)
     others: dict[int, list[Condition]] = field(default_factory=dict)
+
+    @cached_property
+    def linear(self) -> list[Relations]:
+        """The linear relations, but for those of groups."""
+        grouped = {int(j) for group in self.groups for j in group}
+        return linear(self.conditions, self.unit, grouped)
 
     def mend(self, rows: Rows) -> Tensor:
         """Legal columns near those found, or ones that still break something: [features, n]."""

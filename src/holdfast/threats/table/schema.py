@@ -20,6 +20,7 @@ from holdfast.threats.table.expressions import Column, Comparison, Condition, Nu
 from holdfast.threats.table.features import FREE, Feature
 from holdfast.threats.table.infer import infer
 from holdfast.threats.table.language import Vocabulary
+from holdfast.threats.table.projection import project
 from holdfast.threats.table.repair import Mender, Rows
 
 ROUNDING = 2.0**-23  # of a number of float32, relative
@@ -160,6 +161,10 @@ class Schema:
         found, share = x.clone(), torch.ones_like(limit)
         reached, over = torch.zeros_like(limit), torch.ones_like(limit)
         left = (proposed / unit != start / unit).any(1).nonzero()[:, 0]
+        if self.mender.linear:
+            own, point, *sides = ((part / unit)[left].T for part in (start, proposed, low, high))
+            nearest = project(self.mender.linear, own, point, sides[0], sides[1])
+            proposed = proposed.index_copy(0, left, nearest.T * unit)
         for t in range(HALVINGS + 1):
             if not len(left):
                 break
