@@ -21,7 +21,7 @@ from holdfast.bounds.tree_models import trees_of
 from holdfast.data import as_source, open_data
 from holdfast.data.columns import Column, frame
 from holdfast.errors import InputError
-from holdfast.reporting.tables import moved
+from holdfast.reporting.tables import ranked
 from holdfast.runs.store import read_gallery
 
 RNG = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def test_the_report_shows_rows_before_and_after(pipeline: object, tmp_path: Path
     page = run.report().read_text()
     kept, columns = read_gallery(out), run.manifest.data.columns
     assert len(kept["id"]) == run.manifest.metrics.counts["broken"] > 12  # all of them
-    found = {one.name: one for one in moved(columns, kept["x"], kept["x_adv"])}
+    found = {one.name: one for one in ranked(columns, kept["x"], kept["x_adv"])}
     differs = kept["x"] != kept["x_adv"]
     assert found["income"].share == pytest.approx(differs[:, 1].mean())
     size = np.abs(kept["x"] - kept["x_adv"])[differs[:, 1], 1]

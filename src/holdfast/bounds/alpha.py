@@ -61,9 +61,9 @@ def best_slopes(
             square[i] = torch.lerp(g.square(), square[i], BETAS[1])[going]
             first = mean[i] / (1 - BETAS[0] ** (step + 1))
             second = square[i] / (1 - BETAS[1] ** (step + 1))
-            moved = slope.detach()[going] + rate * first / (second.sqrt() + SMALL)
+            stepped = slope.detach()[going] + rate * first / (second.sqrt() + SMALL)
             least, most = (side[rows[at[going]]] for side in limits[i])
-            slopes[i] = torch.minimum(torch.maximum(moved, least), most)
+            slopes[i] = torch.minimum(torch.maximum(stepped, least), most)
         at = at[going]
         if not len(at):
             break

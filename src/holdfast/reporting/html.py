@@ -182,7 +182,7 @@ def _page(folder: Path, manifest: Manifest) -> str:
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
-        moved=_moved(folder, manifest),
+        ranked=_ranked(folder, manifest),
         named=tables.CHANGED,
     )
 
@@ -204,12 +204,12 @@ def _text(name: str) -> str:
     return files("holdfast.reporting").joinpath(name).read_text("utf-8")
 
 
-def _moved(folder: Path, manifest: Manifest) -> list[tables.Moved]:
+def _ranked(folder: Path, manifest: Manifest) -> list[tables.Ranked]:
     """Which columns of a table change most, over the examples that are kept."""
     tensors, columns = store.read_gallery(folder), manifest.data.columns
     if not tensors or tensors["x"].shape[1:] != (len(columns),):
         return []
-    return tables.moved(columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv")))
+    return tables.ranked(columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv")))
 
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:

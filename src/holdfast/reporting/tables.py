@@ -12,7 +12,7 @@ from holdfast.reporting import words
 from holdfast.runs.manifest import ColumnInfo
 
 CHANGED = 8  # columns of an example that are named
-MOVED = 15  # columns that are ranked
+RANKED = 15  # columns that are ranked
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Moved:
+class Ranked:
     """A column over all examples."""
 
     name: str
@@ -66,16 +66,16 @@ def changes(
     )
 
 
-def moved(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> list[Moved]:
+def ranked(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> list[Ranked]:
     """The columns that changed in the most examples x_adv [n, f] of rows x, and by how much."""
     differs, size, wide = changed(columns, x, x_adv), np.abs(x_adv - x), spread(x)
     count, middle = differs.sum(0), np.zeros(len(columns))
     for j in np.flatnonzero(count):
         middle[j] = np.median(size[differs[:, j], j])
-    order = np.lexsort((-middle / wide, -count))[:MOVED].tolist()
+    order = np.lexsort((-middle / wide, -count))[:RANKED].tolist()
     found = [(j, columns[j]) for j in order if count[j]]
     return [
-        Moved(one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], middle[j]))
+        Ranked(one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], middle[j]))
         for j, one in found
     ]
 
