@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.bounds import exact_bounds
 from helpers.twins import onnx_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
@@ -19,7 +20,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import holdfast
-from holdfast.bounds import Margins, margins
+from holdfast.bounds import Margins
 from holdfast.certification import Ladder, certify, ladder
 from holdfast.cli.main import app
 from holdfast.data import open_data
@@ -31,6 +32,7 @@ from holdfast.reporting import audit, words
 from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets.demo import demo_model
+from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Threat
 
 N = 24
@@ -255,7 +257,7 @@ def test_onnx_is_proved_as_torch_is(tmp_path: Path, last: str) -> None:
         by.append(run.samples.column("certified_by").to_pylist())
         ready = prepare(holdfast.wrap(model), (x, y), THREAT, "none")
         rows = torch.from_numpy(x[:4]), torch.from_numpy(y[:4])
-        lower.append(margins(ready.target.network(), *rows, THREAT).lower)
+        lower.append(exact_bounds(ready.target.network(), *rows, THREAT, Bounds()))
     assert {"ibp", "crown"} == set(by[0])
     assert by[0] == by[1]
     assert torch.allclose(*lower, rtol=0, atol=1e-5)

@@ -42,8 +42,8 @@ def one_size(source: Source, threat: Threat) -> list[Finding]:
     broad = [columns[j].name for j in at[::-1] if wide[at[-1]] < APART**0.5 * wide[j]]
     text = (
         f"One eps, {eps:g}, is the size of a change in columns of very different ranges: it is "
-        f"{_percent(eps / wide[at[0]])} the range of {listed(narrow, NAMED)}, and "
-        f"{_percent(eps / wide[at[-1]])} that of {listed(broad, NAMED)}. The figure holds for "
+        f"{_percent(eps / float(wide[at[0]]))} the range of {listed(narrow, NAMED)}, and "
+        f"{_percent(eps / float(wide[at[-1]]))} that of {listed(broad, NAMED)}. The figure holds for "
         "such changes alone, and says little of any that people would make."
     )
     return [

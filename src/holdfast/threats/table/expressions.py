@@ -30,10 +30,10 @@ class Number(ABC):
     def value(self, columns: Columns) -> Tensor:
         """The number of each row: [n]."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def used(self) -> frozenset[int]:
         """The columns that it depends on."""
+        raise NotImplementedError
 
     @abstractmethod
     def degree(self, column: int) -> float:
@@ -47,7 +47,10 @@ class Number(ABC):
 @dataclass(frozen=True)
 class Constant(Number):
     number: float
-    used = frozenset()
+
+    @cached_property
+    def used(self) -> frozenset[int]:
+        return frozenset()
 
     def value(self, columns: Columns) -> Tensor:
         return torch.full_like(columns[0], self.number)
@@ -63,7 +66,7 @@ class Column(Number):
     def value(self, columns: Columns) -> Tensor:
         return columns[self.index]
 
-    @property
+    @cached_property
     def used(self) -> frozenset[int]:
         return frozenset([self.index])
 
@@ -186,10 +189,10 @@ class Condition(ABC):
     def distance(self, columns: Columns) -> Tensor:
         """How far it is from holding: [n], 0 where it does."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def used(self) -> frozenset[int]:
         """The columns that it depends on."""
+        raise NotImplementedError
 
     @abstractmethod
     def negated(self) -> Condition:
@@ -250,7 +253,7 @@ class OneOf(Condition):
     values: tuple[float, ...]
     tolerance: float | None = 0.0
 
-    @property
+    @cached_property
     def used(self) -> frozenset[int]:
         return self.number.used
 

@@ -162,15 +162,17 @@ class Schema:
         reached, over = torch.zeros_like(limit), torch.ones_like(limit)
         left = (proposed / unit != start / unit).any(1).nonzero()[:, 0]
         if self.mender.linear:
-            own, point, *sides = ((part / unit)[left].T for part in (start, proposed, low, high))
-            nearest = project(self.mender.linear, own, point, sides[0], sides[1])
+            parts = [(part / unit)[left].T for part in (start, proposed, low, high)]
+            nearest = project(self.mender.linear, *parts)
             proposed = proposed.index_copy(0, left, nearest.T * unit)
         for t in range(HALVINGS + 1):
             if not len(left):
                 break
             ahead = start + share[:, None] * (proposed - start)
-            own = [part[left].T.contiguous() for part in (start, low, high, ahead)]
-            mended = self.mender.mend(Rows(*own, x.dtype)).T.to(x.dtype)
+            own, least, most, point = (
+                part[left].T.contiguous() for part in (start, low, high, ahead)
+            )
+            mended = self.mender.mend(Rows(own, least, most, point, x.dtype)).T.to(x.dtype)
             length = size((mended.double() - start[left]) / unit)
             legal = (length <= limit[left]) & self.legal(mended, x[left])
             found[left[legal]] = mended[legal]
@@ -211,9 +213,10 @@ class Schema:
             InputError: it is no table of finite numbers.
         """
         rows = np.asarray(x, dtype=np.float64)
-        if names is None:
-            names = getattr(x, "columns", [f"x{j + 1}" for j in range(rows.shape[-1])])
-        return Schema(*infer(rows, [str(name) for name in names]))
+        known = getattr(x, "columns", None) if names is None else names
+        if known is None:
+            known = [f"x{j + 1}" for j in range(rows.shape[-1])]
+        return Schema(*infer(rows, [str(name) for name in known]))
 
     @staticmethod
     def load(path: Path | str) -> Schema:
