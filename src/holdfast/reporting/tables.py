@@ -51,8 +51,8 @@ def changed(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> 
 
 def spread(x: np.ndarray) -> np.ndarray:
     """What a change of each column of rows x [n, f] is held against, to say which is large."""
-    wide = x.max(0) - x.min(0)
-    return np.where(wide > 0, wide, np.maximum(np.abs(x).max(0), 1e-12))
+    wide = x.max(0, initial=-np.inf) - x.min(0, initial=np.inf)  # there may be no rows
+    return np.where(wide > 0, wide, np.maximum(np.abs(x).max(0, initial=0), 1e-12))
 
 
 def changes(
