@@ -43,8 +43,8 @@ def one_size(source: Source, threat: Threat) -> list[Finding]:
     text = (
         f"One eps, {eps:g}, is the size of a change in columns of very different ranges: it is "
         f"{_percent(eps / float(wide[at[0]]))} the range of {listed(narrow, NAMED)}, and "
-        f"{_percent(eps / float(wide[at[-1]]))} that of {listed(broad, NAMED)}. The figure holds for "
-        "such changes alone, and says little of any that people would make."
+        f"{_percent(eps / float(wide[at[-1]]))} that of {listed(broad, NAMED)}. The figure holds "
+        "for such changes alone, and says little of any that people would make."
     )
     return [
         Finding(
