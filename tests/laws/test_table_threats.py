@@ -260,6 +260,7 @@ def test_gradients_reach_what_a_formula_is_made_of() -> None:
         (("[relations]", "[relations"), "no TOML"),
         (("bounds = [100, 1000]", "bound = [100, 1000]"), "bounds"),
         (("within 0.05", "within loan"), "within"),
+        (('open = "open <= all"', 'ratio = "ratio <= 0.5"'), "the relation ratio has the name of"),
     ],
 )
 def test_a_schema_that_cannot_be_understood(change: tuple[str, str], words: str) -> None:

@@ -57,6 +57,11 @@ class Schema:
         for name in self.derived:
             if name not in names:
                 raise SpecError(f"the derived feature {name!r}: {suggest(name, names)}")
+            if name in self.relations:
+                raise SpecError(
+                    f"the relation {name} has the name of a derived feature, which is a rule "
+                    "itself; give the relation another name."
+                )
         _ = self.mender  # which refuses what cannot be read
 
     # ------------------------------------------------------------------ the parts
