@@ -261,6 +261,12 @@ def test_gradients_reach_what_a_formula_is_made_of() -> None:
         (("bounds = [100, 1000]", "bound = [100, 1000]"), "bounds"),
         (("within 0.05", "within loan"), "within"),
         (('open = "open <= all"', 'ratio = "ratio <= 0.5"'), "the relation ratio has the name of"),
+        (("\n[features]", "tolerance = inf\n[features]"), "has the tolerance inf"),
+        (("\n[features]", "tolerance = -1\n[features]"), "has the tolerance -1"),
+        (("\n[features]", "tolerance = '1e-3'\n[features]"), "has the tolerance '1e-3'"),
+        (("bounds = [100, 1000]", f"bounds = [100, 1{'0' * 400}]"), "expected two numbers"),
+        (("bounds = [100, 1000]", f"bounds = [1, 2], scale = 1{'0' * 400}"), "has the scale"),
+        (("values = [1, 2, 5]", f"values = [1, 1{'0' * 400}]"), "has the values"),
     ],
 )
 def test_a_schema_that_cannot_be_understood(change: tuple[str, str], words: str) -> None:

@@ -60,9 +60,9 @@ class Feature:
                 f"feature {self.name} may change by [{self.change[0]:g}, {self.change[1]:g}], but "
                 "a row as it is must be legal: the first is at most 0, the second at least 0."
             )
-        if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < math.inf):
+        if self.scale is not None and not (is_number(self.scale) and 0 < self.scale < math.inf):
             raise SpecError(
-                f"feature {self.name} has the scale {self.scale!r}; expected a number above 0."
+                f"feature {self.name} has the scale {self.scale!r:.60}; expected a number above 0."
             )
         if self.mutability != "fixed" and not all(map(math.isfinite, self.bounds)):
             raise SpecError(
@@ -72,9 +72,9 @@ class Feature:
 
     def _pair(self, what: str) -> tuple[float, float]:
         pair = getattr(self, what)
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_number, pair)):
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_number, pair)):
             raise SpecError(
-                f"feature {self.name} has the {what} {pair!r}; expected two numbers, the lower "
+                f"feature {self.name} has the {what} {pair!r:.80}; expected two numbers, the lower "
                 "first."
             )
         return float(pair[0]), float(pair[1])
@@ -82,7 +82,7 @@ class Feature:
     def _check_values(self) -> None:
         values = self.values
         if not isinstance(values, Sequence) or isinstance(values, str):
-            raise SpecError(f"feature {self.name} has the values {values!r}; expected a list.")
+            raise SpecError(f"feature {self.name} has the values {values!r:.80}; expected a list.")
         object.__setattr__(self, "values", tuple(values))
         if values and self.type not in ("ordinal", "category"):
             raise SpecError(
@@ -91,7 +91,7 @@ class Feature:
             )
         if self.type == "category" and not values:
             raise SpecError(f"feature {self.name} is a category; give its values.")
-        alike = all(map(_is_number, values)) or all(isinstance(v, str) for v in values)
+        alike = all(map(is_number, values)) or all(isinstance(v, str) for v in values)
         if not alike or len(set(values)) < len(values):
             raise SpecError(
                 f"feature {self.name} has the values {list(values)!r:.80}; expected numbers, or "
@@ -150,6 +150,8 @@ class Feature:
         return Feature(name, **said)
 
 
-def _is_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and not math.isnan(value)  # pyright: ignore[reportArgumentType]
+def is_number(value: object) -> bool:
+    """Whether a value of a file is a number that float64 holds, or infinite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return not math.isnan(value) if isinstance(value, float) else abs(value) < 2**1023

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from holdfast.errors import SpecError, suggest
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Number
-from holdfast.threats.table.features import FREE, Feature
+from holdfast.threats.table.features import FREE, Feature, is_number
 from holdfast.threats.table.infer import infer
 from holdfast.threats.table.language import Vocabulary
 from holdfast.threats.table.projection import project
@@ -62,6 +63,11 @@ class Schema:
                     f"the relation {name} has the name of a derived feature, which is a rule "
                     "itself; give the relation another name."
                 )
+        tolerance = self.tolerance
+        if tolerance is not None and not (is_number(tolerance) and 0 <= tolerance < math.inf):
+            raise SpecError(
+                f"the schema has the tolerance {tolerance!r:.60}; expected a number of at least 0."
+            )
         _ = self.mender  # which refuses what cannot be read
 
     # ------------------------------------------------------------------ the parts
