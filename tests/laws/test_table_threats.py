@@ -267,6 +267,11 @@ def test_gradients_reach_what_a_formula_is_made_of() -> None:
         (("bounds = [100, 1000]", f"bounds = [100, 1{'0' * 400}]"), "expected two numbers"),
         (("bounds = [100, 1000]", f"bounds = [1, 2], scale = 1{'0' * 400}"), "has the scale"),
         (("values = [1, 2, 5]", f"values = [1, 1{'0' * 400}]"), "has the values"),
+        (('["home_*"]', "3"), "group home is 3"),
+        (('["home_*"]', "[]"), "group home is []"),
+        (('["home_*"]', "[1, 2]"), "matches no column"),
+        (('["home_*"]', "{ a = 1 }"), "expected a list of columns"),
+        (('["home_*"]', '["home_*", "home_own"]'), "names a column twice"),
     ],
 )
 def test_a_schema_that_cannot_be_understood(change: tuple[str, str], words: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -297,16 +297,22 @@ class Schema:
     @cached_property
     def members(self) -> dict[str, list[int]]:
         """The columns of each group."""
-        return {name: list(self._found(name, said)) for name, said in self.groups.items()}
+        return {name: self._found(name, said) for name, said in self.groups.items()}
 
-    def _found(self, group: str, patterns: Sequence[str]) -> Iterator[int]:
-        if isinstance(patterns, str):
-            patterns = [patterns]
+    def _found(self, group: str, said: Any) -> list[int]:
+        patterns = [said] if isinstance(said, str) else said
+        if not isinstance(patterns, (list, tuple)) or not patterns:
+            raise SpecError(f"group {group} is {said!r:.60}; expected a list of columns.")
+        found: list[int] = []
         for pattern in patterns:
-            matched = [j for j, name in enumerate(self.names) if fnmatchcase(name, pattern)]
+            every = enumerate(self.names)
+            matched = [j for j, name in every if fnmatchcase(name, str(pattern))]
             if not matched:
                 raise SpecError(f"group {group} names {pattern!r}, which matches no column.")
-            yield from matched
+            found += matched
+        if len(set(found)) < len(found):
+            raise SpecError(f"group {group} names a column twice; expected each column once.")
+        return found
 
     @cached_property
     def _ruled(self) -> dict[str, list[int]]:
