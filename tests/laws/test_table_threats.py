@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import parse
 from holdfast.attacks.attack import run
-from holdfast.errors import SpecError
+from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
@@ -278,6 +278,14 @@ def test_a_schema_that_cannot_be_understood(change: tuple[str, str], words: str)
     with pytest.raises(SpecError) as error:
         Schema.parse(SCHEMA.replace(*change))
     assert words in str(error.value)
+
+
+def test_what_is_no_schema_and_no_table_of_numbers_is_refused_in_a_sentence() -> None:
+    with pytest.raises(SpecError, match="expected a Schema, which"):
+        Threat.l2(0.1, schema="schema.toml")  # pyright: ignore[reportArgumentType]
+    for rows_ in ([["a", "b"]], None, {"a": 1}):
+        with pytest.raises(InputError, match="a schema is inferred from rows"):
+            Schema.infer(rows_)
 
 
 def test_mutability_bounds_and_types_are_ruled() -> None:

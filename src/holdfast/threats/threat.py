@@ -88,6 +88,11 @@ class Threat:
                 f"the norm of a threat is {self.norm!r}; expected a Norm, which "
                 "Threat.parse('linf(0.1)') or Threat.linf(0.1) makes."
             )
+        if not isinstance(self.schema, Schema | None):
+            raise SpecError(
+                f"the schema of a threat is {self.schema!r:.60}; expected a Schema, which "
+                "Schema.load('schema.toml') makes."
+            )
         _check_target(getattr(self.goal, "t", 0), self.norm)
         if self.grid not in GRIDS:
             raise SpecError(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import SpecError, suggest
+from holdfast.errors import InputError, SpecError, suggest
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Number
 from holdfast.threats.table.features import FREE, Feature, is_number
 from holdfast.threats.table.infer import infer
@@ -223,7 +223,10 @@ class Schema:
         Raises:
             InputError: it is no table of finite numbers.
         """
-        rows = np.asarray(x, dtype=np.float64)
+        try:
+            rows = np.atleast_1d(np.asarray(x, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a schema is inferred from rows of numbers: {error}.") from None
         known = getattr(x, "columns", None) if names is None else names
         if known is None:
             known = [f"x{j + 1}" for j in range(rows.shape[-1])]
