@@ -288,6 +288,13 @@ def test_what_is_no_schema_and_no_table_of_numbers_is_refused_in_a_sentence() ->
             Schema.infer(rows_)
 
 
+def test_groups_are_inferred_where_a_value_holds_an_underscore() -> None:
+    names = ["use_car", "use_new_card", "use_new_home", "is_own_a", "is_own_b", "is_own_c"]
+    x = torch.eye(3, dtype=torch.float64).repeat(2, 2)
+    found = Schema.infer(x, names).groups
+    assert found == {"use": names[:3], "is_own": names[3:]}
+
+
 def test_mutability_bounds_and_types_are_ruled() -> None:
     x = rows(1)
     ruled = {

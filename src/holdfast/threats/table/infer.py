@@ -54,10 +54,15 @@ def _groups(x: np.ndarray, features: Sequence[Feature]) -> dict[str, list[str]]:
     """Columns of 0 and 1 with one beginning of their names, of which each row has one 1."""
     stems: dict[str, list[int]] = {}
     for j, feature in enumerate(features):
-        if feature.type == "binary" and "_" in feature.name:
-            stems.setdefault(feature.name.rsplit("_", 1)[0], []).append(j)
-    return {
-        stem: [features[j].name for j in columns]
-        for stem, columns in stems.items()
-        if len(columns) >= LEAST and (x[:, columns].sum(1) == 1).all()
-    }
+        if feature.type == "binary":
+            parts = feature.name.split("_")
+            for end in range(1, len(parts)):
+                stems.setdefault("_".join(parts[:end]), []).append(j)
+    found: dict[str, list[str]] = {}
+    # `purpose_credit_card` is of `purpose`; of two beginnings of the same columns the longer
+    for stem in sorted(stems, key=len, reverse=True):
+        names = [features[j].name for j in stems[stem]]
+        one_each = len(names) >= LEAST and (x[:, stems[stem]].sum(1) == 1).all()
+        if one_each and names not in found.values():
+            found[stem] = names
+    return {stem: found[stem] for stem in stems if stem in found}
