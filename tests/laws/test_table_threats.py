@@ -231,6 +231,8 @@ def test_a_formula_of_formulas_does_not_grow_without_end() -> None:
         words.condition("(" * 5000 + "a" + ")" * 5000 + " <= 1", "relation r")
     with pytest.raises(SpecError, match="brackets"):
         words.condition("-" * 500 + "a <= 1", "relation r")
+    with pytest.raises(SpecError, match=r"too many operations .* write sums as sum\(\.\.\.\)"):
+        words.condition("a + " * 4000 + "a <= 1", "relation r")
 
 
 def test_gradients_reach_what_a_formula_is_made_of() -> None:

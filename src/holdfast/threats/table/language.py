@@ -122,7 +122,12 @@ def parse(text: str, name: str) -> ast.expr:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(_PATTERN.sub(r'sum("\1")', text).strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (RecursionError, MemoryError):
+        raise SpecError(
+            f"{name} ({_short(text)}) has too many operations within one another; write sums as "
+            "sum(...), or give its parts names in [formulas]."
+        ) from None
+    except (SyntaxError, ValueError):
         raise SpecError(
             f"{name} cannot be read: {_short(text)}; expected a relation such as 'a <= b', with "
             "names in quotes where they hold more than letters, digits and _."
