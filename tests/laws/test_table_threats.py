@@ -231,7 +231,7 @@ def test_a_formula_of_formulas_does_not_grow_without_end() -> None:
         words.condition("(" * 5000 + "a" + ")" * 5000 + " <= 1", "relation r")
     with pytest.raises(SpecError, match="brackets"):
         words.condition("-" * 500 + "a <= 1", "relation r")
-    with pytest.raises(SpecError, match=r"too many operations .* write sums as sum\(\.\.\.\)"):
+    with pytest.raises(SpecError, match="too many operations"):
         words.condition("a + " * 4000 + "a <= 1", "relation r")
 
 
@@ -269,6 +269,8 @@ def test_gradients_reach_what_a_formula_is_made_of() -> None:
         (("bounds = [100, 1000]", f"bounds = [100, 1{'0' * 400}]"), "expected two numbers"),
         (("bounds = [100, 1000]", f"bounds = [1, 2], scale = 1{'0' * 400}"), "has the scale"),
         (("values = [1, 2, 5]", f"values = [1, 1{'0' * 400}]"), "has the values"),
+        (("open <= all", f"sum({'open, ' * 1000}all) <= 1"), "too many operations"),
+        (("open <= all", "all < 1 implies " * 900 + "all < 1"), "too many operations"),
         (('["home_*"]', "3"), "group home is 3"),
         (('["home_*"]', "[]"), "group home is []"),
         (('["home_*"]', "[1, 2]"), "matches no column"),

@@ -125,7 +125,7 @@ def parse(text: str, name: str) -> ast.expr:
     except (RecursionError, MemoryError):
         raise SpecError(
             f"{name} ({_short(text)}) has too many operations within one another; write sums as "
-            "sum(...), or give its parts names in [formulas]."
+            "sum('a_*'), or split it into relations."
         ) from None
     except (SyntaxError, ValueError):
         raise SpecError(
@@ -139,6 +139,11 @@ def _condition(words: Vocabulary, text: str, name: str) -> Condition:
     if not isinstance(text, str) or len(text) > LONGEST:
         parse(text, name)
     bare = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), text)
+    if len(re.findall(r"\bimplies\b", bare)) > DEEPEST:
+        raise SpecError(
+            f"{name} ({_short(text)}) has too many operations within one another: more than "
+            f"{DEEPEST} times 'implies'."
+        )
     if arrow := re.search(r"\bimplies\b", bare):
         first = _condition(words, text[: arrow.start()], name)
         return Some((first.negated(), _condition(words, text[arrow.end() :], name)))
@@ -341,6 +346,11 @@ class _Reader:
             found += matched
         if len(set(found)) < len(found):
             raise self.refused("sums a column twice.")
+        if len(numbers) > DEEPEST:
+            raise self.refused(
+                f"has too many operations within one another: a sum of more than {DEEPEST} "
+                "numbers; name columns by a pattern, such as sum('a_*')."
+            )
         parts: list[Number] = [*([Total(tuple(found))] if found else []), *numbers]
         if not parts:
             raise self.refused("sums nothing.")
