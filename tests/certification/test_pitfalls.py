@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def _overwrites(self: _Of, x: Tensor) -> Tensor:
     return h
 
 
+def _part(context: Any) -> Any:
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        with context():
+            x = x - 0.5
+        return self.last(x.flatten(1))
+
+    return answer
+
+
 REFUSED = {
     "operator sin": lambda self, x: self.last(x.sin().flatten(1)),
     "operator mul of values that all": lambda self, x: self.last((x * x).flatten(1)),
@@ -115,6 +125,11 @@ REFUSED = {
         (x if x.sum() > 3 else -x).flatten(1)
     ),
     "scores of shape": lambda self, x: x,
+    "operator wrap_with_set_grad_enabled": _part(torch.no_grad),
+    "operator wrap_with_autocast": _part(partial(torch.autocast, "cpu", dtype=torch.bfloat16)),
+    "a window of padding alone": lambda self, x: nn.functional.max_pool2d(
+        x[..., :3, :3], 2, 1, 1, dilation=4
+    ).flatten(1),
     "operator round": lambda self, x: self.last(x.round().flatten(1)),
     "to torch.int64": lambda self, x: self.last(x.long().flatten(1) * 1.0),
 }

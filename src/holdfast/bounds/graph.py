@@ -197,6 +197,8 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
                 values[item] = _At(len(nodes) - 1)
             else:
                 values[item] = _double(item.target(*args, **kwargs))
+        elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
+            raise unsupported(f"operator {_name(next(iter(item.users)))}")
         elif item.op == "output":
             _check_output([values[part] for part in item.args[0]], nodes)
     return Graph(nodes, example.device)
