@@ -155,6 +155,22 @@ def test_what_overwrites_its_own_result_is_followed() -> None:
     assert torch.allclose(trace(net, X[:1])(x), net.double()(x.double()), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", bounds.METHODS)
+def test_what_has_no_gradient_still_counts(method: str) -> None:
+    """Nothing reaches the input from behind a `detach` by torch's own gradients."""
+
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        return self.last(torch.relu((x * 2 - 1).detach()).flatten(1))
+
+    def plain(self: _Of, x: Tensor) -> Tensor:
+        return self.last(torch.relu(x * 2 - 1).flatten(1))
+
+    net = _Of(answer)
+    found = margins(net, X, Y, "linf(0.1)", method=method).lower
+    net.function = plain
+    assert torch.equal(found, margins(net, X, Y, "linf(0.1)", method=method).lower)
+
+
 def test_dropout_and_batch_normalisation_are_those_of_evaluation() -> None:
     """The module itself stays as it is."""
     net = nn.Sequential(network("residual", 1), nn.Dropout(0.9)).train()

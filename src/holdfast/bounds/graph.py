@@ -71,7 +71,8 @@ _ELEMENTWISE = {"add", "sub", "rsub", "mul", "div", "neg", "batch_norm"}
 _MOVES = {"cat", "stack", "pad", "constant_pad_nd"}
 _SUMS = {"sum", "mean", *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in "123")}
 _CONVOLUTION = ([1], [0], [1], 1)  # stride, padding, dilation, groups
-_CASTS = {"to", "_to_copy", "clone", "contiguous"}  # all is computed in float64
+# The identity: all is computed in float64. No product of torch goes back through `detach`.
+_CASTS = {"to", "_to_copy", "clone", "contiguous", "detach"}
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
