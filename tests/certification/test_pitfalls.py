@@ -155,6 +155,17 @@ def test_what_overwrites_its_own_result_is_followed() -> None:
     assert torch.allclose(trace(net, X[:1])(x), net.double()(x.double()), atol=1e-12)
 
 
+def test_a_constant_is_what_the_network_makes_of_it() -> None:
+    """In float64 a small number is left of it, in float32 none."""
+
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), (self.last.weight + 1e8) - 1e8)
+
+    net = _Of(answer)
+    assert bool((net(X) == 0).all())
+    assert bool((trace(net, X[:1])(X) == 0).all())
+
+
 @pytest.mark.parametrize("method", bounds.METHODS)
 def test_what_has_no_gradient_still_counts(method: str) -> None:
     """Nothing reaches the input from behind a `detach` by torch's own gradients."""

@@ -186,7 +186,7 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
     values: dict[Any, Any] = {}  # of what torch calls a node: a constant, or the place of a `Node`
     for item in program.graph.nodes:
         if item.name in names:
-            values[item] = _double(stored[names[item.name]].detach().to(example.device))
+            values[item] = stored[names[item.name]].detach().to(example.device)
         elif item.op == "placeholder":
             values[item] = _At(len(nodes))
             nodes.append(Node("input", (), tuple(example.shape), torch.clone))
@@ -194,10 +194,11 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
             args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
             _check(item, args, kwargs, example.dtype)
             if _places((args, kwargs)):
+                args, kwargs = tree_map(_double, args), tree_map(_double, kwargs)
                 nodes += _nodes(item, args, kwargs, nodes)
                 values[item] = _At(len(nodes) - 1)
-            else:
-                values[item] = _double(item.target(*args, **kwargs))
+            else:  # a constant, rounded as the network rounds it
+                values[item] = item.target(*args, **kwargs)
         elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
             raise unsupported(f"operator {_name(next(iter(item.users)))}")
         elif item.op == "output":
