@@ -173,12 +173,12 @@ def test_what_has_no_gradient_still_counts(method: str) -> None:
     def answer(self: _Of, x: Tensor) -> Tensor:
         return self.last(torch.relu((x * 2 - 1).detach()).flatten(1))
 
-    def plain(self: _Of, x: Tensor) -> Tensor:
+    def attached(self: _Of, x: Tensor) -> Tensor:
         return self.last(torch.relu(x * 2 - 1).flatten(1))
 
     net = _Of(answer)
     found = margins(net, X, Y, "linf(0.1)", method=method).lower
-    net.function = plain
+    net.function = attached
     assert torch.equal(found, margins(net, X, Y, "linf(0.1)", method=method).lower)
 
 
