@@ -433,6 +433,22 @@ class Counting(Net):
         return super().forward(x)
 
 
+class Exported(Net):
+    """Answers otherwise where it is traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = super().forward(x)
+        return 2 * z if torch.compiler.is_compiling() else z
+
+
+class InThrees(Net):
+    """Answers otherwise to three rows and more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = super().forward(x)
+        return z if len(x) < 3 else 2 * z
+
+
 @pytest.mark.parametrize(
     ("model", "threat", "said"),
     [
@@ -444,6 +460,8 @@ class Counting(Net):
         (Noisy(), THREAT, "randomised"),
         (Dropping(), THREAT, "randomised"),
         (Together(), THREAT, "others of its batch"),
+        (InThrees(), THREAT, "others of its batch"),
+        (Exported(), THREAT, "answers otherwise"),
         (Normalised(), THREAT, "by the statistics of the batch"),
         (Counting(), THREAT, "overwrites"),
         (holdfast.wrap(Net(), draws=4), THREAT, "randomised"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def _overwrites(self: _Of, x: Tensor) -> Tensor:
     return h
 
 
+def _part(context: Any) -> Any:
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        with context():
+            x = x - 0.5
+        return self.last(x.flatten(1))
+
+    return answer
+
+
 REFUSED = {
     "operator sin": lambda self, x: self.last(x.sin().flatten(1)),
     "operator mul of values that all": lambda self, x: self.last((x * x).flatten(1)),
@@ -115,6 +125,11 @@ REFUSED = {
         (x if x.sum() > 3 else -x).flatten(1)
     ),
     "scores of shape": lambda self, x: x,
+    "operator wrap_with_set_grad_enabled": _part(torch.no_grad),
+    "operator wrap_with_autocast": _part(partial(torch.autocast, "cpu", dtype=torch.bfloat16)),
+    "a window of padding alone": lambda self, x: nn.functional.max_pool2d(
+        x[..., :3, :3], 2, 1, 1, dilation=4
+    ).flatten(1),
     "operator round": lambda self, x: self.last(x.round().flatten(1)),
     "to torch.int64": lambda self, x: self.last(x.long().flatten(1) * 1.0),
 }
@@ -138,6 +153,33 @@ def test_what_overwrites_its_own_result_is_followed() -> None:
 
     net, x = _Of(twice), torch.rand(20, *SHAPE)
     assert torch.allclose(trace(net, X[:1])(x), net.double()(x.double()), atol=1e-12)
+
+
+def test_a_constant_is_what_the_network_makes_of_it() -> None:
+    """In float64 a small number is left of it, in float32 none."""
+
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), (self.last.weight + 1e8) - 1e8)
+
+    net = _Of(answer)
+    assert bool((net(X) == 0).all())
+    assert bool((trace(net, X[:1])(X) == 0).all())
+
+
+@pytest.mark.parametrize("method", bounds.METHODS)
+def test_what_has_no_gradient_still_counts(method: str) -> None:
+    """Nothing reaches the input from behind a `detach` by torch's own gradients."""
+
+    def answer(self: _Of, x: Tensor) -> Tensor:
+        return self.last(torch.relu((x * 2 - 1).detach()).flatten(1))
+
+    def attached(self: _Of, x: Tensor) -> Tensor:
+        return self.last(torch.relu(x * 2 - 1).flatten(1))
+
+    net = _Of(answer)
+    found = margins(net, X, Y, "linf(0.1)", method=method).lower
+    net.function = attached
+    assert torch.equal(found, margins(net, X, Y, "linf(0.1)", method=method).lower)
 
 
 def test_dropout_and_batch_normalisation_are_those_of_evaluation() -> None:

@@ -71,7 +71,8 @@ _ELEMENTWISE = {"add", "sub", "rsub", "mul", "div", "neg", "batch_norm"}
 _MOVES = {"cat", "stack", "pad", "constant_pad_nd"}
 _SUMS = {"sum", "mean", *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in "123")}
 _CONVOLUTION = ([1], [0], [1], 1)  # stride, padding, dilation, groups
-_CASTS = {"to", "_to_copy", "clone", "contiguous"}  # all is computed in float64
+# The identity: all is computed in float64. No product of torch goes back through `detach`.
+_CASTS = {"to", "_to_copy", "clone", "contiguous", "detach"}
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
@@ -185,7 +186,7 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
     values: dict[Any, Any] = {}  # of what torch calls a node: a constant, or the place of a `Node`
     for item in program.graph.nodes:
         if item.name in names:
-            values[item] = _double(stored[names[item.name]].detach().to(example.device))
+            values[item] = stored[names[item.name]].detach().to(example.device)
         elif item.op == "placeholder":
             values[item] = _At(len(nodes))
             nodes.append(Node("input", (), tuple(example.shape), torch.clone))
@@ -193,10 +194,13 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
             args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
             _check(item, args, kwargs, example.dtype)
             if _places((args, kwargs)):
+                args, kwargs = tree_map(_double, args), tree_map(_double, kwargs)
                 nodes += _nodes(item, args, kwargs, nodes)
                 values[item] = _At(len(nodes) - 1)
-            else:
-                values[item] = _double(item.target(*args, **kwargs))
+            else:  # a constant, rounded as the network rounds it
+                values[item] = item.target(*args, **kwargs)
+        elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
+            raise unsupported(f"operator {_name(next(iter(item.users)))}")
         elif item.op == "output":
             _check_output([values[part] for part in item.args[0]], nodes)
     return Graph(nodes, example.device)

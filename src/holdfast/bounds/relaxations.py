@@ -238,6 +238,8 @@ def windows(
         places = places.unfold(len(shape) - axes + i, reach, (stride or size)[i])
         places = places[..., :: dilation[i]]
     places = places.flatten(-axes)
+    if bool((places < 0).all(-1).any()):
+        raise InputError("not supported: a max-pool with a window of padding alone.")
     return torch.where(places < 0, places.amax(-1, keepdim=True), places)
 
 

@@ -38,6 +38,7 @@ VERSION = 1  # of what counts as proved
 GROUP = 16  # rows that a method takes at once; time is asked for between groups
 KEPT = 1 << 26  # numbers of the bounds that are kept for dearer methods
 MERGED = 64  # leaves of one tree, to which trees are merged
+TRIED = 4  # random rows at which the model is held against itself and its graph
 TRIES = 10  # sizes that are tried in the search for the largest
 
 
@@ -194,7 +195,7 @@ def _methods_of_network(network: nn.Module, target: Target) -> Methods:
         )
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
-    _check_rows(target, example)
+    _check_rows(target, graph, example)
     kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
     group = max(1, min(GROUP, AT_ONCE // graph.largest))
     return Methods(
@@ -202,18 +203,29 @@ def _methods_of_network(network: nn.Module, target: Target) -> Methods:
     )
 
 
-def _check_rows(target: Target, example: Tensor) -> None:
-    """Raises InputError: what the model answers to an input depends on the others of its batch."""
+def _check_rows(target: Target, graph: Graph, example: Tensor) -> None:
+    """Raises InputError: what the model answers to an input depends on the others of its batch, or
+    is not what its graph answers, such as where it asks whether it is being traced."""
     low, high = (torch.as_tensor(side).to(example) for side in target.bounds.sides(example))
-    noise = torch.rand((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+    noise = torch.rand((TRIED, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
     x = low + (high - low) * noise.to(example)
-    both, *each = (target.scores(Batch(rows)) for rows in (x, x[:1], x[1:]))
+    both, *each = (target.scores(Batch(rows)) for rows in (x, *x.split(1)))
     alone = torch.cat(each)
-    if not torch.allclose(both, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+    if not _alike(both, alone):
         raise unsupported(
             "proofs of a model whose answer to an input depends on the others of its batch; "
             "expected one that takes rows one by one, such as after model.eval()"
         )
+    read = torch.cat([graph(row) for row in x.split(1)]).to(alone)
+    if not _alike(*(z - z.amax(1, keepdim=True) for z in (read, alone))):
+        raise unsupported(
+            "proofs of a model whose graph, as torch.export writes it down, answers otherwise than "
+            "the model does; expected one that computes the same whether or not it is traced"
+        )
+
+
+def _alike(scores: Tensor, others: Tensor) -> bool:
+    return torch.allclose(scores, others, rtol=1e-3, atol=1e-3 * float(others.abs().max()))
 
 
 def _coarse() -> bool:
