@@ -123,15 +123,15 @@ DEFECTS = [
         "bounds/propagate.py",
         (
             (
-                "held[parent] = held[parent] + part if parent in held else part",
-                "held[parent] = part",
+                "held[i] = held[i] + part if i in held else part",
+                "held[i] = part",
             ),
         ),
     ),
     Defect(
         "coefficients are subtracted where a network forks",
         "bounds/propagate.py",
-        (("held[parent] + part if parent", "held[parent] - part if parent"),),
+        (("held[i] + part if i in", "held[i] - part if i in"),),
     ),
     Defect(
         "a bound that is no number is a proof",
@@ -159,15 +159,20 @@ DEFECTS = [
         "bounds/propagate.py",
         (
             (
-                "        return total + self.region.least",
-                "        return total.float() + self.region.least",
+                "        return torch.stack([total, total - off])",
+                "        return torch.stack([total, total - off]).float().double()",
             ),
         ),
     ),
     Defect(
         "slopes of alpha-CROWN leave their limits",
         "bounds/alpha.py",
-        (("slope.clamp_(*limits[i])", "slope.clamp_(-1, 2)"),),
+        (
+            (
+                "slopes[i] = torch.minimum(torch.maximum(ahead, least), most)",
+                "slopes[i] = ahead.clamp(-1, 2)",
+            ),
+        ),
     ),
     Defect(
         "the rounding of float32 is left out of a certificate",

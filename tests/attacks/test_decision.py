@@ -37,7 +37,9 @@ BOUNDS = {  # size over exact distance, at most
 LABELS = [
     name
     for name in CATALOGUE
-    if CATALOGUE[name]().needs == Access.LABELS and not CATALOGUE[name]().bounded
+    if CATALOGUE[name]().needs == Access.LABELS
+    and not CATALOGUE[name]().bounded
+    and not CATALOGUE[name]().of_trees
 ]
 each_norm = [(spec, norm) for spec in BOUNDS for norm in sorted(parse(spec).norms)]
 

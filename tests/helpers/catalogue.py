@@ -53,6 +53,7 @@ def brief(name: str, steps: int = 6, **fields: Any) -> Attack:
 
 
 LATE = {"boundary", "cw", "ddn", "patchrs", "pdpgd"}  # these break their first row late
+OF_TWO = {"cw": 100, "square": 200}  # steps, where a small network has two classes alone
 # Fields that say how many points a step asks about.
 FEW = {"probes": 8, "samples": 8, "draws": 3, "copies": 2, "neighbours": 2}
 

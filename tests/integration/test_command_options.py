@@ -22,6 +22,7 @@ DATA = [*INPUTS, "split", "label", "classes", "resize", "crop"]
 # of these, each command has its own: what it writes, what it attacks with, what it measures on
 APART = {
     "out",
+    "run",
     "epochs",
     "attack",
     "recipe",

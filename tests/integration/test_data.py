@@ -545,7 +545,7 @@ def test_damaged_cifar10(data: bytes, tmp_path: Path) -> None:
         ({"a": [1], "b": [2]}, "has the columns a, b; expected features"),
         ({"y": [1], "label": [2], "a": [0]}, "one column of labels"),
         ({"y": [1]}, "expected features"),
-        ({"a": ["red"], "y": [1]}, "column a of"),
+        ({"a": [b"red"], "y": [1]}, "column a of"),
         ({"a": [1], "y": [b"red"]}, "column y of"),
         ({"x": [[1, 2], [1]], "y": [0, 1]}, "expected one length"),
         ({"a": pa.array([], pa.int8()), "y": pa.array([], pa.int8())}, "is empty"),

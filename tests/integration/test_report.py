@@ -251,7 +251,7 @@ def test_the_difference_is_magnified_as_stated(tmp_path: Path) -> None:
     m = make(tmp_path)
     x = np.full((1, 2, 2), 0.5)
     x_adv = x + np.array([[[0.25, -0.25], [0.0, 0.125]]])
-    example = html._example({}, x, x_adv, m, np.ones_like(x))
+    example = html._example({}, x, x_adv, m)
     assert example.changed == 3
     assert example.pictures[2] == (
         "change × 2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from helpers.catalogue import brief, every, losses_of
+from helpers.catalogue import OF_TWO, brief, every, losses_of
 from helpers.models import (
     EPS,
     POOLS,
@@ -51,8 +51,8 @@ def ordinary_rows(
     return x, y
 
 
-def attacks_of(name: str) -> list[Attack]:
-    return [brief(name, **fields) for fields in losses_of(name)]
+def attacks_of(name: str, steps: int = 6) -> list[Attack]:
+    return [brief(name, steps, **fields) for fields in losses_of(name)]
 
 
 @every(0)
@@ -131,7 +131,7 @@ def test_saturated_scores_still_fall_in_float32(name: str, norm: str) -> None:
     x = draw(N, *SHAPE, dtype=dtype)
     x.flatten(1)[:, -1] = 0
     y: Tensor = target.labels(x)
-    for attack in attacks_of(name):
+    for attack in attacks_of(name, OF_TWO.get(name, 6)):
         cool, burnt = run_forms(attack, target, x, y, norm, count=2)
         assert abs(int(cool.broken.sum()) - int(burnt.broken.sum())) <= 1
         assert int(burnt.broken.sum()) > 0

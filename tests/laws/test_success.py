@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from helpers.catalogue import brief, every, losses_of, short
+from helpers.catalogue import OF_TWO, brief, every, losses_of, short
 from helpers.models import EPS, Then, bent, close, rows, run, threat, wrap
 from torch import Tensor
 
@@ -159,7 +159,7 @@ def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -
     target = wrap(bent(k))
     x, y = rows(target, N)
     for fields in losses_of(name):
-        attack = brief(name, **fields)
+        attack = brief(name, OF_TWO.get(name, 6), **fields)
         aimed = [run(attack, target, x, y, threat(norm), rank=r) for r in range(1, target.task.k)]
         assert all(bool((a.outcome != Outcome.FAILED).all()) for a in aimed)
         assert sum(int(a.broken.sum()) for a in aimed) > 0
