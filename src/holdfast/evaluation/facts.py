@@ -14,7 +14,7 @@ import torch
 from holdfast import spec, version
 from holdfast.data.source import Source
 from holdfast.evaluation.chunk import SearchSettings
-from holdfast.evaluation.prepare import Prepared, innermost
+from holdfast.evaluation.prepare import Prepared
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
     ColumnInfo,
@@ -26,6 +26,7 @@ from holdfast.runs.manifest import (
     ThreatInfo,
 )
 from holdfast.targets.target import Target
+from holdfast.targets.wrappers import innermost
 from holdfast.threats.threat import Threat
 
 

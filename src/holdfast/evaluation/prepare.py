@@ -39,7 +39,7 @@ from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
 from holdfast.targets.target import Target, copied
-from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.targets.wrappers import ExpectationOverTransformation, innermost
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
 from holdfast.threats.spatial import Spatial
@@ -294,13 +294,6 @@ def channels_of(target: Target) -> int | None:
         return None
     channels = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     return next((c for c in channels[:1] if c in (1, 3)), None)
-
-
-def innermost(target: Target) -> Target:
-    """The target that others are wrapped around."""
-    while (inner := getattr(target, "inner", None)) is not None:
-        target = inner
-    return target
 
 
 def threat_of_movement(transform: Transform, target: Target, shape: tuple[int, ...]) -> Threat:

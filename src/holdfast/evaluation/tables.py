@@ -10,6 +10,7 @@ from holdfast.data import Source
 from holdfast.errors import InputError, listed
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Bounds, Target
+from holdfast.targets.wrappers import innermost
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
 
@@ -21,10 +22,7 @@ FORMAT = (": type", ": one-hot")  # rules that say how rows are written
 def in_table(target: Target, threat: Threat) -> Target:
     """A copied target whose bounds are those of the threat's schema, where it has one."""
     if threat.schema is not None:
-        innermost = target
-        while (inner := getattr(innermost, "inner", None)) is not None:
-            innermost = inner
-        innermost.bounds = Bounds.of(threat.schema.extent)
+        innermost(target).bounds = Bounds.of(threat.schema.extent)
     return target
 
 

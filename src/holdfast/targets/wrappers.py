@@ -490,6 +490,13 @@ def itself(target: Target) -> Target:
     return target
 
 
+def innermost(target: Target) -> Target:
+    """The target that others are wrapped around."""
+    while (inner := getattr(target, "inner", None)) is not None:
+        target = inner
+    return target
+
+
 __all__: list[Any] = [
     "Cached",
     "Ensemble",
