@@ -241,3 +241,28 @@ def test_only_the_class_of_a_targeted_threat_counts() -> None:
     aimed = margins(net, X, y, f"linf(0.01, target={int(aim[0])})")
     assert aimed.lower[0, aim[0]] == free.lower[0, aim[0]]
     assert int(aimed.lower[0].isfinite().sum()) == 1
+
+
+class _Arithmetic(nn.Module):
+    """A linear layer, of which a constant is taken, times one, over one, by operators of torch."""
+
+    def __init__(self, sub: str, mul: str, div: str) -> None:
+        super().__init__()
+        self.names = sub, mul, div
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sub, mul, div = (getattr(torch, name) for name in self.names)
+        return div(mul(sub(self.layer(x.flatten(1)), 0.1), 2.0), 4.0)
+
+
+def test_other_names_of_an_operator_are_known() -> None:
+    """`torch.multiply` is `torch.mul`; one that rounds its quotient down is neither."""
+    usual = _Arithmetic("sub", "mul", "div")
+    other = _Arithmetic("subtract", "multiply", "true_divide")
+    other.load_state_dict(usual.state_dict())
+    x, y = torch.full((2, 4), 0.5), torch.tensor([0, 1])
+    found = [margins(net, x, y, "linf(0.01)") for net in (usual, other)]
+    assert not any(one.reason for one in found)
+    assert torch.equal(found[0].lower, found[1].lower)
+    assert margins(_Arithmetic("sub", "mul", "floor_divide"), x, y, "linf(0.01)").reason

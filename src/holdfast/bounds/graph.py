@@ -73,6 +73,7 @@ _SUMS = {"sum", "mean", *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg")
 _CONVOLUTION = ([1], [0], [1], 1)  # stride, padding, dilation, groups
 # The identity: all is computed in float64. No product of torch goes back through `detach`.
 _CASTS = {"to", "_to_copy", "clone", "contiguous", "detach"}
+_ALIASES = {"subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div"}
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
@@ -219,9 +220,10 @@ def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 
 
 def _name(item: Any) -> str:
-    """The name of an operator, such as `conv2d`."""
+    """The name of an operator, such as `conv2d`; of several the usual one."""
     schema = getattr(item.target, "_schema", None)
-    return schema.name.split("::")[1] if schema else getattr(item.target, "__name__", str(item))
+    name = schema.name.split("::")[1] if schema else getattr(item.target, "__name__", str(item))
+    return _ALIASES.get(name, name)
 
 
 def _double(value: Any) -> Any:

@@ -31,11 +31,11 @@ def infer(
     from holdfast.threats.table.schema import Schema
 
     source = options.open_source(data, **rows)
-    names = [column.name for column in getattr(source, "columns", None) or ()]
-    names = names or [f"x{j}" for j in range(1, source.shape[0] + 1)]
+    names = [column.name for column in source.columns or ()]
     x = source.rows(0, len(source))[0]
-    out.write_text(_draft(Schema.infer(x, names), x, source.name), encoding="utf-8")
-    typer.echo(f"schema of {len(names)} columns: {out}. Correct it before it is used.")
+    schema = Schema.infer(x, names or None)
+    out.write_text(_draft(schema, x, source.name), encoding="utf-8")
+    typer.echo(f"schema of {len(schema.names)} columns: {out}. Correct it before it is used.")
     return 0
 
 

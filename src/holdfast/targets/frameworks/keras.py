@@ -33,17 +33,12 @@ HDF5 = (".h5", ".hdf5")
 
 
 class _InKnownForm(TorchFunctionMode):
-    """Within, operators of torch that have another form are called by the one that bounds know."""
+    """Within, what Keras calls relu6 is written in operators that bounds know."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        names: dict[str, Callable[..., Tensor]] = {
-            "subtract": torch.sub,
-            "multiply": torch.mul,
-            "divide": torch.div,
-            "relu6": lambda x, **_: layers.smaller(torch.relu(x), 6.0),
-        }
-        called = names.get(getattr(func, "__name__", "")) or func
-        return called(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "relu6":
+            return layers.smaller(torch.relu(args[0]), 6.0)
+        return func(*args, **(kwargs or {}))
 
 
 class KerasOnTorch(Adapter):
