@@ -31,9 +31,11 @@ def infer(
     from holdfast.threats.table.schema import Schema
 
     source = options.open_source(data, **rows)
-    names = [column.name for column in source.columns or ()]
+    columns = source.columns or ()
+    names = [column.name for column in columns]
+    values = {column.name: column.values for column in columns if column.values}
     x = source.rows(0, len(source))[0]
-    schema = Schema.infer(x, names or None)
+    schema = Schema.infer(x, names or None, values)
     out.write_text(_draft(schema, x, source.name), encoding="utf-8")
     typer.echo(f"schema of {len(schema.names)} columns: {out}. Correct it before it is used.")
     return 0
@@ -45,7 +47,13 @@ def _draft(schema: Schema, x: np.ndarray, name: str) -> str:
 
     head, *others = schema.text().splitlines()
     count = len(schema.features)
-    features = [f"{line}  # {seen(x[:, j])}" for j, line in enumerate(others[:count])]
+    said = [
+        "texts, which stay as they are; free, with a scale, they may become one another"
+        if feature.type == "category"
+        else seen(x[:, j])
+        for j, feature in enumerate(schema.features)
+    ]
+    features = [f"{line}  # {text}" for line, text in zip(others[:count], said, strict=True)]
     lines = [
         f"# A first draft from {len(x):,} rows of {' '.join(name.split())}: correct it.",
         "# What may an adversary change? Say mutability = 'fixed', 'increase' or 'decrease' where",

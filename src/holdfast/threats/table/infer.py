@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from holdfast.threats.table.features import Feature
 LEAST = 3  # columns of a one-hot group
 
 
-def infer(x: np.ndarray, names: Sequence[str]) -> tuple[list[Feature], dict[str, list[str]]]:
+def infer(
+    x: np.ndarray, names: Sequence[str], values: Mapping[str, Sequence[Any]]
+) -> tuple[list[Feature], dict[str, list[str]]]:
     """The features and the one-hot groups that rows x [n, features] show; all but those of one
-    value may change, within what was seen.
+    value, and those whose numbers mean `values`, may change, within what was seen.
 
     Raises:
         InputError: there are no rows, or one holds no finite number.
@@ -28,7 +31,7 @@ def infer(x: np.ndarray, names: Sequence[str]) -> tuple[list[Feature], dict[str,
         raise InputError(
             f"row {row} has {x[row, at]:g} in the column {names[at]}; expected numbers."
         )
-    features = [_feature(name, x[:, j]) for j, name in enumerate(names)]
+    features = [_feature(name, x[:, j], values.get(name, ())) for j, name in enumerate(names)]
     return features, _groups(x, features)
 
 
@@ -40,7 +43,9 @@ def seen(column: np.ndarray) -> str:
     return f"{count:,} values, median {np.median(column):.6g}"
 
 
-def _feature(name: str, column: np.ndarray) -> Feature:
+def _feature(name: str, column: np.ndarray, values: Sequence[Any]) -> Feature:
+    if values:
+        return Feature(name, "category", "fixed", values=tuple(values))
     low, high = float(column.min()), float(column.max())
     if low == high:
         return Feature(name, "real", "fixed", (low, high))

@@ -216,21 +216,35 @@ class Schema:
     # ------------------------------------------------------------------ files
 
     @staticmethod
-    def infer(x: Any, names: Sequence[str] | None = None) -> Schema:
-        """A first draft from rows x [n, features] of numbers, an array or a DataFrame: types,
-        bounds and one-hot groups, as the rows show them. All may change but what has one value.
+    def infer(
+        x: Any,
+        names: Sequence[str] | None = None,
+        values: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Schema:
+        """A first draft from rows x [n, features], an array of numbers or a DataFrame: types,
+        bounds and one-hot groups, as the rows show them. All may change but what has one value,
+        and texts, which are categories.
+
+        `values`: what the numbers 0, 1, ... of a column mean, by its name.
 
         Raises:
-            InputError: it is no table of finite numbers.
+            InputError: it is no table of finite numbers and texts.
         """
+        values = dict(values or {})
+        if hasattr(x, "columns"):
+            x, names = x.copy(), [str(name) for name in x.columns]
+            x.columns = names
+            for name in names:
+                if x[name].dtype.kind not in "iufb":
+                    coded = x[name].astype("category").cat
+                    values[name], x[name] = coded.categories.tolist(), coded.codes
         try:
             rows = np.atleast_1d(np.asarray(x, dtype=np.float64))
         except (TypeError, ValueError) as error:
             raise InputError(f"a schema is inferred from rows of numbers: {error}.") from None
-        known = getattr(x, "columns", None) if names is None else names
-        if known is None:
-            known = [f"x{j + 1}" for j in range(rows.shape[-1])]
-        return Schema(*infer(rows, [str(name) for name in known]))
+        if names is None:
+            names = [f"x{j + 1}" for j in range(rows.shape[-1])]
+        return Schema(*infer(rows, [str(name) for name in names], values))
 
     @staticmethod
     def load(path: Path | str) -> Schema:
