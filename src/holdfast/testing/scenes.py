@@ -51,7 +51,8 @@ def scenes_of_digits(
         for i, quarter in enumerate(quarters):
             c = int(rng.integers(classes))
             digit = of_class[c][rng.integers(len(of_class[c]))]
-            digit = np.kron(digit, np.ones([side // 32 + rng.integers(2)] * 2, np.float32))
+            factor = side // 32 + rng.integers(2)
+            digit = digit.repeat(factor, 0).repeat(factor, 1)
             top, left = rng.integers(0, side // 2 - len(digit) + 1, 2)
             top, left = top + side // 2 * (quarter // 2), left + side // 2 * (quarter % 2)
             here = slice(top, top + len(digit)), slice(left, left + len(digit))
