@@ -28,9 +28,7 @@ def certify(
 
     conditions = [gates.parse(text) for text in gate or ()]
     check_seconds(max_seconds)
-    folder = options.folder_of(
-        model, f"{adversary['threat']}-certify", part["shard"], **where
-    )
+    folder = options.folder_of(model, f"{adversary['threat']}-certify", part["shard"], **where)
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
