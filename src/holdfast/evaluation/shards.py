@@ -66,7 +66,7 @@ def parse(text: str) -> Shard:
 
 def is_store(folder: Path) -> bool:
     """Whether a folder holds shards."""
-    return bool(_found(folder))
+    return bool(shards_in(folder))
 
 
 def shards_of(store: Path) -> list[Path]:
@@ -75,7 +75,7 @@ def shards_of(store: Path) -> list[Path]:
     Raises:
         InputError: shards of different numbers lie there; or one is missing or not finished.
     """
-    found = _found(store)
+    found = shards_in(store)
     numbers = sorted({shard.n for shard in found})
     if len(numbers) > 1:
         raise InputError(
@@ -99,7 +99,8 @@ def shards_of(store: Path) -> list[Path]:
     return [store / str(shard) for shard in wanted]
 
 
-def _found(store: Path) -> list[Shard]:
+def shards_in(store: Path) -> list[Shard]:
+    """The shards that a folder holds, finished or not."""
     if not store.is_dir():
         return []
     names = [_NAME.fullmatch(path.name) for path in store.iterdir() if path.is_dir()]
