@@ -181,7 +181,7 @@ class _Workers:
         """The exit code of one worker."""
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = str(max(1, (os.cpu_count() or 1) // self.n))
-        told = base64.b64encode(pickle.dumps((self.name, given, sys.argv))).decode()
+        message = base64.b64encode(pickle.dumps((self.name, given, sys.argv))).decode()
         with (
             errors.open("wb") as stderr,
             subprocess.Popen(
@@ -197,7 +197,7 @@ class _Workers:
             assert process.stdin is not None
             assert process.stdout is not None
             with suppress(BrokenPipeError):  # of one that died at once
-                process.stdin.write(told + "\n")
+                process.stdin.write(message + "\n")
                 process.stdin.flush()
             for line in process.stdout:
                 self.at[i] = json.loads(line)
@@ -209,5 +209,5 @@ class _Workers:
             return {}
         import torch
 
-        several = torch.cuda.device_count()
-        return {"device": f"cuda:{i % several}"} if several > 1 else {}
+        devices = torch.cuda.device_count()
+        return {"device": f"cuda:{i % devices}"} if devices > 1 else {}

@@ -82,12 +82,12 @@ def shards_of(store: Path) -> list[Path]:
             f"{store} holds shards of {listed(numbers, 5)}; keep those of one number, and move the "
             "others away."
         )
-    wanted = [Shard(i, numbers[0]) for i in range(numbers[0])]
+    every = [Shard(i, numbers[0]) for i in range(numbers[0])]
     for what, lacks in (
-        ("missing", [shard for shard in wanted if shard not in found]),
+        ("missing", [shard for shard in every if shard not in found]),
         (
             "not finished",
-            [s for s in wanted if s in found and not (store / str(s) / "run.json").exists()],
+            [s for s in every if s in found and not (store / str(s) / "run.json").exists()],
         ),
     ):
         if lacks:
@@ -96,7 +96,7 @@ def shards_of(store: Path) -> list[Path]:
                 f"{store}: shard {names} is {what}; run the same command with that --shard and "
                 "--resume, then merge again."
             )
-    return [store / str(shard) for shard in wanted]
+    return [store / str(shard) for shard in every]
 
 
 def shards_in(store: Path) -> list[Shard]:
