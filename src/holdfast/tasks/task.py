@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
-from holdfast.errors import SpecError
 from holdfast.losses import without
 
 
@@ -87,72 +85,6 @@ class TaskWithTruth(ABC):
 
     def __str__(self) -> str:
         return spec.write(self, whole=True).removesuffix("()")
-
-
-@dataclass(frozen=True)
-class MultiLabel(TaskWithTruth):
-    """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the
-    least signed score."""
-
-    logits: ClassVar[bool] = True
-
-    def recast(self, z: Tensor, truth: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(z[:, :1]), (1 - 2 * truth) * z], 1)
-
-    def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
-        return (1 - 2 * truth) * scores[:, 1:]
-
-    def wrong_answers(self, names: Sequence[str]) -> list[str]:
-        return [f"{name} wrong" for name in names]
-
-
-@dataclass(frozen=True)
-class Regression(TaskWithTruth):
-    """k numbers, each within `tolerance` of the truth; the margin is tolerance - max |f - y|.
-
-    Raises:
-        SpecError: the tolerance is not a finite number above 0.
-    """
-
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        t = self.tolerance
-        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < math.inf:
-            raise SpecError(
-                f"the tolerance of a regression is {t!r}, but it is a finite number above 0."
-            )
-
-    def recast(self, z: Tensor, truth: Tensor) -> Tensor:
-        off = z - truth
-        return torch.cat(
-            [torch.zeros_like(z[:, :1]), off - self.tolerance, -off - self.tolerance], 1
-        )
-
-    def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
-        high, low = scores[:, 1:].chunk(2, 1)
-        return (high - low) / 2 + truth
-
-    def wrong_answers(self, names: Sequence[str]) -> list[str]:
-        return [f"{name} too {side}" for side in ("high", "low") for name in names]
-
-
-TASKS: dict[str, Callable[..., TaskWithTruth]] = {
-    "multilabel": MultiLabel,
-    "regression": Regression,
-}
-
-
-def parse(text: str | None) -> TaskWithTruth | None:
-    """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and
-    where none is said.
-
-    Raises:
-        SpecError: there is no head of this name, or an option is wrong.
-    """
-    if text is None or text.strip() == "classes":
-        return None
-    return spec.build(text, TASKS, "task")
 
 
 def silent(label: Tensor) -> Tensor:
