@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast import spec
+from holdfast.tasks.form import Form, side_by_side
 from holdfast.tasks.multilabel import MultiLabel
 from holdfast.tasks.regression import Regression
 from holdfast.tasks.task import Classes, TaskWithTruth, odds, silent
@@ -28,12 +29,6 @@ def parse(text: str | None) -> TaskWithTruth | None:
 
 
 __all__ = [
-    "TASKS",
-    "Classes",
-    "MultiLabel",
-    "Regression",
-    "TaskWithTruth",
-    "odds",
-    "parse",
-    "silent",
-]
+    "TASKS", "Classes", "Form", "MultiLabel", "Regression", "TaskWithTruth",
+    "odds", "parse", "side_by_side", "silent",
+]  # fmt: skip

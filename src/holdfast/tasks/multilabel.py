@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ class MultiLabel(TaskWithTruth):
 
     def recast(self, z: Tensor, truth: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(z[:, :1]), (1 - 2 * truth) * z], 1)
+
+    def odd(self, y: np.ndarray) -> tuple[str, np.ndarray]:
+        return "0 or 1", (y != 0) & (y != 1)
 
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
         return (1 - 2 * truth) * scores[:, 1:]
