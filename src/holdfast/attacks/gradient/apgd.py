@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import EVERY_LOSS, Access, Attack, Problem, option
 from holdfast.attacks.gradient.apgd_l1 import SparseSteps
 from holdfast.attacks.shared.checkpoints import Climb, check, onward
 
@@ -37,7 +37,7 @@ class APGD(Attack):
     variants: ClassVar = {"linf": HalvedSteps(), "l2": HalvedSteps(), "l1": SparseSteps()}
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
+    loss: str = option("ce", "loss that is ascended", choices=EVERY_LOSS)
     rho: float = option(
         0.75,
         "halve where at most this share of steps raised the loss; not in L1",

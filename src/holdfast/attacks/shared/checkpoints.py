@@ -76,10 +76,11 @@ def check(s: Climb, steps: int, t: int, rho: float) -> tuple[Tensor | None, Clim
     return halve, s.back(halve)
 
 
-def stage(steps: int, t: int) -> tuple[int, int, float]:
-    """The first step of the stage of step t, its number of steps and its radius in eps."""
+def stage(steps: int, t: int, widest: float = 3.0) -> tuple[int, int, float]:
+    """The first step of the stage of step t, its number of steps and its radius in eps: the widest
+    for the first 0.3 of the steps, then halfway to 1, and 1 for the last 0.4."""
     part = int(0.3 * steps)
-    for first, radius in ((0, 3.0), (part, 2.0)):
+    for first, radius in ((0, widest), (part, (widest + 1) / 2)):
         if t < first + part:
             return first, part, radius
     return 2 * part, steps - 2 * part, 1.0
