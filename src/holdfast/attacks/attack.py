@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 # what the author of an attack needs, in one import
@@ -160,7 +159,7 @@ def run(
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
     Rows are a `Batch` where more than x belongs to them. Where the target's head has a
-    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
+    `truth_task`, y holds its truths [n, ...], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -180,9 +179,8 @@ def run(
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
     if target.head.truth_task is not None:
-        truth = y.reshape(len(y), math.prod(y.shape[1:]))
-        target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
-        y = torch.zeros(len(batch), dtype=torch.int64)
+        target = WithTruth(target)
+        batch, y = target.with_truths(batch, y), torch.zeros(len(batch), dtype=torch.int64)
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)

@@ -33,7 +33,7 @@ from holdfast.evaluation.contract import (
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
 from holdfast.evaluation.tables import broken_rows, in_table
-from holdfast.evaluation.truths import with_truths
+from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
@@ -114,6 +114,7 @@ def prepare(
         noted = averaged(check_model(target, source))
     if threat.schema is None:
         check_range(target, source)
+    source = since(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
     sources = GradientSources(target, threat, source)

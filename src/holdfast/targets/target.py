@@ -28,7 +28,7 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
 from holdfast.targets.head import Head
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Form
 from holdfast.tensors import as_tensor
 
 Pullback = Callable[[Tensor], Tensor]
@@ -186,6 +186,7 @@ class Target(ABC):
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
+    form: Form = Form()  # of its outputs, where the task is not one of classes
     shape: tuple[int, ...] | None = None
     head: Head = Head()
     inputs: Inputs = Inputs()

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from holdfast.targets.adapter import chosen
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
+from holdfast.tasks import side_by_side
+
+ALL = "*"  # the outputs that are taken: all of them, side by side
 
 
 class Graph:
@@ -39,7 +42,10 @@ class Graph:
             known.update(
                 zip(outputs, answer if isinstance(answer, tuple) else (answer,), strict=False)
             )
-        return chosen({name: known[name] for name in self.exits}, self.output)
+        found = {name: known[name] for name in self.exits}
+        if self.output != ALL:
+            return chosen(found, self.output)
+        return side_by_side({name: z for name, z in found.items() if z is not None})[0]
 
 
 def _value(onnx: Any, attribute: Any) -> Any:
