@@ -192,6 +192,7 @@ class Target(ABC):
     inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
+    losses: Sequence[str] = ()  # of its task alone, which attacks may ascend: see `ascending`
 
     @cached_property
     def identity(self) -> Identity:
@@ -245,6 +246,10 @@ class Target(ABC):
         """
         z, pullback = self.linearize(x)
         return z, pullback(cotangent(z))
+
+    def ascending(self, loss: str) -> Target:
+        """The same target, whose gradients are those of one of its `losses`; its scores stay."""
+        return self
 
     @abstractmethod
     def scores(self, x: Rows) -> Tensor:
