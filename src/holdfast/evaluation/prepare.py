@@ -38,7 +38,7 @@ from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.preprocess import Normalize, Resize
+from holdfast.targets.preprocess import BGR, Normalize, Resize
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation, innermost
 from holdfast.threats import spatial
@@ -283,7 +283,7 @@ def channels_of(target: Target) -> int | None:
     inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
-        not isinstance(step, (Normalize, Resize, Defence))
+        not isinstance(step, (BGR, Normalize, Resize, Defence))
         for step in getattr(inner, "preprocess", ())
     ):
         return None

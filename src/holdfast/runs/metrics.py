@@ -15,6 +15,7 @@ from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
 from holdfast.intervals import Interval, interval
+from holdfast.runs import detection
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
     BinaryMetrics,
@@ -320,7 +321,10 @@ def _errors(rows: Answered) -> dict[str, Any]:
 
 
 # the figures of a task of its own, by their names in `Metrics`
-OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {"regression": _errors}
+OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {
+    "regression": _errors,
+    "detection": detection.figures,
+}
 
 
 # kinds that are in no mean, as in the paper

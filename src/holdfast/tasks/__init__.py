@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast import spec
+from holdfast.tasks.detection import Detection
 from holdfast.tasks.form import Form, side_by_side
 from holdfast.tasks.multilabel import MultiLabel
 from holdfast.tasks.regression import Regression
 from holdfast.tasks.task import Classes, TaskWithTruth, odds, silent
 
 TASKS: dict[str, Callable[..., TaskWithTruth]] = {
+    "detection": Detection,
     "multilabel": MultiLabel,
     "regression": Regression,
 }
@@ -29,6 +31,6 @@ def parse(text: str | None) -> TaskWithTruth | None:
 
 
 __all__ = [
-    "TASKS", "Classes", "Form", "MultiLabel", "Regression", "TaskWithTruth",
+    "TASKS", "Classes", "Detection", "Form", "MultiLabel", "Regression", "TaskWithTruth",
     "odds", "parse", "side_by_side", "silent",
 ]  # fmt: skip
