@@ -8,11 +8,13 @@ from holdfast import spec
 from holdfast.tasks.form import Form, side_by_side
 from holdfast.tasks.multilabel import MultiLabel
 from holdfast.tasks.regression import Regression
+from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import Classes, TaskWithTruth, odds, silent
 
 TASKS: dict[str, Callable[..., TaskWithTruth]] = {
     "multilabel": MultiLabel,
     "regression": Regression,
+    "segmentation": Segmentation,
 }
 
 
@@ -29,6 +31,6 @@ def parse(text: str | None) -> TaskWithTruth | None:
 
 
 __all__ = [
-    "TASKS", "Classes", "Form", "MultiLabel", "Regression", "TaskWithTruth",
+    "TASKS", "Classes", "Form", "MultiLabel", "Regression", "Segmentation", "TaskWithTruth",
     "odds", "parse", "side_by_side", "silent",
 ]  # fmt: skip
