@@ -152,7 +152,11 @@ class Problem:
         """
         value, g = d.new_zeros(len(d)), torch.zeros_like(d)
         function = _function(loss)
-        target = self.target.ascending(loss) if loss in self.target.losses else self.target
+        target = (
+            self.target.ascending(loss)
+            if isinstance(loss, str) and loss in self.target.losses
+            else self.target
+        )
 
         def ask(rows: Tensor) -> None:
             x = self._point(rows, d[rows])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.bounds.graph import Graph, trace, unsupported
-from holdfast.bounds.propagate import METHODS, Region, Rows
+from holdfast.bounds.propagate import METHODS, Rows
+from holdfast.bounds.regions import Region
 from holdfast.errors import InputError, SpecError, first_line, suggest
 from holdfast.norms import wide
 from holdfast.targets.target import Bounds

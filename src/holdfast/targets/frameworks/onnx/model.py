@@ -91,7 +91,9 @@ class OnnxModel(Adapter):
         return autograd_vjp(self.graph, x)
 
     def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        return super().network(example) if self.graph is None else self.graph
+        if self.graph is None:
+            return super().network(example)
+        return self.single.of_shape(example)
 
     def _run(self, x: Tensor) -> Tensor:
         found = self.session.run(None, {self.entry: x.detach().numpy()})
@@ -106,8 +108,8 @@ class OnnxModel(Adapter):
         missing = sorted({node.op_type for node in proto.graph.node} - OPERATORS.keys())
         reason = f"its operators {', '.join(missing)} are not known here" if missing else None
         if not missing:
-            graph = Graph(onnx, proto, self.entry, self.exits, self.output)
-            self.graph, reason = self._answering(graph)
+            self.single = Graph(onnx, proto, self.entry, self.exits, self.output)
+            self.graph, reason = self._answering(self.single)
         if reason is not None:
             self.access, self.approximate = Access.SCORES, False
             self.remarks = (("no_gradients", f"The ONNX graph gives scores alone: {reason}."),)
