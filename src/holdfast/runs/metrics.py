@@ -37,6 +37,7 @@ from holdfast.runs.manifest import (
     Sizes,
     Status,
     Survivors,
+    TaskFigure,
 )
 
 SAMPLES = pa.schema(
@@ -310,7 +311,7 @@ def _outputs(table: pa.Table) -> list[np.ndarray]:
     """Truths, and outputs on clean and on attacked inputs, [n, ...] each."""
     names = ("truth", "clean_output", "attacked_output")
     flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in names]
-    return [values.reshape(table.num_rows, -1) for values in flat]
+    return [values.reshape(table.num_rows, -1 if len(values) else 0) for values in flat]
 
 
 def _errors(rows: Answered) -> dict[str, Any]:
@@ -320,10 +321,50 @@ def _errors(rows: Answered) -> dict[str, Any]:
     return {"errors": Errors(clean=clean, attacked=attacked)}
 
 
+def _pixels(rows: Answered) -> dict[str, Any]:
+    """Pixel accuracy and mIoU: means over images with their intervals, those of the worst image,
+    and the mIoU of the pixels of all images together."""
+    given = {"clean": rows.clean, "attacked": rows.attacked}
+    counts = {kind: (*np.split(answer, 2, 1), rows.truth) for kind, answer in given.items()}
+    each = {
+        "pixel accuracy": {kind: pixel_accuracy(*of) for kind, of in counts.items()},
+        "mIoU of an image": {kind: mean_iou(*of) for kind, of in counts.items()},
+    }
+    figures: dict[str, TaskFigure] = {}
+    for name, of in each.items():
+        means, lowest = (
+            {kind: float(how(values)) if len(values) else None for kind, values in of.items()}
+            for how in (np.mean, np.min)
+        )
+        figures[name] = TaskFigure(**means, interval=mean_interval(of["attacked"]))
+        figures[f"{name}, worst image"] = TaskFigure(**lowest)
+    together = {
+        kind: float(mean_iou(*(count.sum(0, keepdims=True) for count in of))[0])
+        for kind, of in counts.items()
+    }
+    return {"of_task": figures | {"mIoU of all pixels": TaskFigure(**together)}}
+
+
+def pixel_accuracy(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The share of judged pixels that are right in images with these counts of each class, of
+    pixels rightly said to be of it, said to be of it, and of it [n, c] each: [n]."""
+    return hits.sum(1) / held.sum(1)
+
+
+def mean_iou(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The mean intersection over union of these images, over the classes that they hold or are said
+    to hold: [n]; NaN where there is none."""
+    union = said + held - hits
+    there = union > 0
+    shares = np.divide(hits, union, out=np.zeros_like(hits, dtype=float), where=there)
+    return shares.sum(1) / np.where(there.any(1), there.sum(1), np.nan)
+
+
 # the figures of a task of its own, by their names in `Metrics`
 OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {
     "regression": _errors,
     "detection": detection.figures,
+    "segmentation": _pixels,
 }
 
 
