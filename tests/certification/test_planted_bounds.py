@@ -11,7 +11,7 @@ import torch
 from helpers.bounds import check_linear, check_positive, check_sound
 from torch import Tensor
 
-from holdfast.bounds import Margins, propagate
+from holdfast.bounds import Margins, Region, propagate
 from holdfast.bounds.affine import Elementwise
 from holdfast.bounds.relaxations import Bent, Lines
 
@@ -62,13 +62,13 @@ def slope(patch: Patch) -> None:
 
 
 def no_box(patch: Patch) -> None:
-    least = propagate.Region.least
+    least = Region.least
 
-    def wrong(self: propagate.Region, *given: Any) -> Tensor:
+    def wrong(self: Region, *given: Any) -> Tensor:
         wide = torch.full_like(self.lo, torch.inf)
         return least(replace(self, lo=-wide, hi=wide), *given)
 
-    patch(propagate.Region, "least", wrong)
+    patch(Region, "least", wrong)
 
 
 def float32_at_the_end(patch: Patch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.attacks.counts import Counts, meets
 from holdfast.attacks.result import UNLIMITED, SearchResult
 from holdfast.errors import SpecError
-from holdfast.losses import LOSSES, Loss, without
+from holdfast.losses import EVERY_LOSS, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
@@ -81,6 +81,11 @@ class Problem:
     def x(self) -> Tensor:
         """Where the search starts: the inputs [n, *shape]; of a spatial threat, its parameters."""
         return self._counts.x
+
+    @property
+    def rows(self) -> Tensor:
+        """What the model sees where nothing has changed: [n, *shape]."""
+        return self.threat.apply(self._images, self.x)
 
     @property
     def y(self) -> Tensor:
@@ -152,6 +157,11 @@ class Problem:
         """
         value, g = d.new_zeros(len(d)), torch.zeros_like(d)
         function = _function(loss)
+        target = (
+            self.target.ascending(loss)
+            if isinstance(loss, str) and loss in self.target.losses
+            else self.target
+        )
 
         def ask(rows: Tensor) -> None:
             x = self._point(rows, d[rows])
@@ -166,7 +176,7 @@ class Problem:
                 return slope
 
             # It may run out of memory and be asked again: no counts before.
-            z, pulled = self.target.pull(self._batch(rows, x), cotangent)
+            z, pulled = target.pull(self._batch(rows, x), cotangent)
             pulled = self._pulled(rows, x, pulled)
             self._count(rows, x, self._against(rows, z), within=within)
             g[rows] = self._masked(self._counts.gradients(rows, pulled))
@@ -369,7 +379,7 @@ class Problem:
 
 def _function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss by its name, or as it is."""
-    return LOSSES[loss] if isinstance(loss, str) else loss
+    return EVERY_LOSS[loss] if isinstance(loss, str) else loss
 
 
 def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -18,10 +17,9 @@ from torch.func import vmap
 from holdfast.bounds.affine import Window, cropped, sides, whole
 from holdfast.bounds.alpha import best_slopes
 from holdfast.bounds.graph import Graph, Node
+from holdfast.bounds.regions import Interval, Region
 from holdfast.bounds.relaxations import Lines, Rule
-from holdfast.norms import Norm
 
-Interval = tuple[Tensor, Tensor]
 METHODS = {"ibp": 0, "crown": 0, "alpha-crown": 20}  # steps; each at least as tight as the last
 # Numbers in the largest tensor of one backward pass: on a CPU what its caches hold.
 PART, PART_ON_CPU = 1 << 25, 1 << 17
@@ -29,34 +27,6 @@ SPARE = 8  # operations of an entry that are no sum, such as those of a batch no
 # What the computation of bounds itself, in float64, rounds by: 512 times its unit, for an entry may
 # be in more sums of a backward pass than it sums of a forward one.
 OWN_UNIT = 2.0**-44
-
-
-@dataclass(frozen=True)
-class Region:
-    """The balls around rows x [n, *shape], cut to a box: perturbations of size at most eps [n, 1,
-    ...] within [lo, hi], lo <= 0 <= hi. All in float64."""
-
-    norm: Norm
-    x: Tensor
-    eps: Tensor
-    lo: Tensor
-    hi: Tensor
-
-    def interval(self) -> Interval:
-        lo, hi = self.norm.hull(self.eps, self.lo, self.hi)
-        return self.x + lo, self.x + hi
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Region:
-        return Region(self.norm, *map(change, (self.x, self.eps, self.lo, self.hi)))
-
-    def at(self, rows: Tensor) -> Region:
-        return self.each(lambda part: part[rows])
-
-    def least(self, a: Tensor, rows: Tensor, window: Window) -> Tensor:
-        """The smallest <a, input> over the regions of these rows [p]: [p], of coefficients a of a
-        window."""
-        x, lo, hi = (cropped(part, window)[rows] for part in (self.x, self.lo, self.hi))
-        return (a * x).flatten(1).sum(1) + self.norm.least(a, self.eps[rows], lo, hi)
 
 
 class Rows:

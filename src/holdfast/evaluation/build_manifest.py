@@ -92,8 +92,14 @@ def build_manifest(
     folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]
 ) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
+    model, data = facts.model, facts.data
     metrics = measure(
-        table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task
+        table,
+        model.classes,
+        facts.threat.measured,
+        data.class_names,
+        model.task,
+        data.objects,
     )
     # where eps is inf, every round takes all rows, and none is left
     last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])

@@ -25,12 +25,11 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.truths import outputs
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
-from holdfast.targets.target import Target
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.target import Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 
@@ -175,6 +174,8 @@ class ChunkState:
         before = self.size[rows] <= limit
         found = new["size"] <= widest  # a search for the smallest may end beyond every eps
         better = found & (new["size"] < self.size[rows])
+        if settings.target.task.enough and unit.eps == own:
+            better = found & (self.size[rows].isinf() | (new["margin"] < self.lowest[rows]))
         kept = better
         if settings.keeps(unit.eps):
             kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows]))
@@ -209,7 +210,8 @@ def search(
         open_ = state.asked.clone()
         # else the smallest of all trials is asked for, and each takes all rows
         if settings.threat.bounded:
-            open_ &= ~(state.size <= settings.limit(settings.sought(unit)))
+            broken = state.size <= settings.limit(settings.sought(unit))
+            open_ &= ~settings.target.task.settled(broken, state.lowest)
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= state.size <= settings.limit(larger[unit.eps])
         if (share := settings.trials[unit.trial].max_margin) < 1:
@@ -369,21 +371,20 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
     clean, attacked = state.clean.scores, found.ruling.scores
     if not isinstance(settings.target, WithTruth) or clean is None or attacked is None:
         return {}
-    truths = state.batch.context[TRUTH]
-    truth, before = outputs(settings.target, truths, clean)
-    after, broken = before.copy(), found.broken.numpy()
-    # one row of torch is no list
-    after[found.at.numpy()[broken]] = outputs(settings.target, truths[found.at], attacked.cpu())[1][
-        broken
-    ]
+    with sealed(settings.seed):
+        truth, before = settings.target.answers(state.batch, clean)
+        broken = found.shown[found.broken]
+        lost = settings.target.answers(broken, attacked.cpu()[found.broken])[1]
+    after = before.clone()
+    after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
     nothing = np.full(len(state.y), np.nan, np.float32)
     return {
         "clean_confidence": nothing,
         "attacked_confidence": nothing.copy(),
-        "truth": truth,
-        "clean_output": before,
-        "attacked_output": after,
+        "truth": truth.numpy(),
+        "clean_output": before.numpy(),
+        "attacked_output": after.numpy(),
     }
 
 

@@ -23,12 +23,11 @@ from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
-from holdfast.evaluation.truths import outputs
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.batch import Batch, joined, read
-from holdfast.targets.target import Target
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.target import Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024  # rows asked about at once
@@ -383,10 +382,11 @@ def _other_outputs(
     say: [m] bool."""
     same = np.ones(len(rows), dtype=bool)
     if isinstance(e.target, WithTruth) and ruling.scores is not None and len(rows):
-        found = outputs(e.target, rows.context[TRUTH], ruling.scores.cpu())
-        for column, value in zip(("truth", name), found, strict=True):
-            said = np.stack(list(e.columns[column][at]))
-            same &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+        with sealed(e.manifest.seed):
+            found = e.target.answers(rows, ruling.scores.cpu())
+        truth, answer = (np.stack(list(e.columns[column][at])) for column in ("truth", name))
+        same = np.isclose(truth, found[0].numpy(), rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+        same &= e.target.rule.same(answer, found[1].numpy())
     return ~same
 
 

@@ -90,6 +90,10 @@ def _figures(manifest: Manifest) -> Table:
         if pair.clean is not None:
             both = ", ".join(map(words.percent, (pair.clean, pair.attacked)))
             table.add_row(f"{label}, clean and under attack", both, "", "")
+    for label, figure in m.of_task.items():
+        both = ", ".join(map(words.number, (figure.clean, figure.attacked)))
+        span = "" if figure.interval is None else words.span(figure.interval)
+        table.add_row(f"{label}, clean and under attack", both, span, "")
     if m.errors is not None:
         for label, share in (("clean", m.errors.clean), ("attacked", m.errors.attacked)):
             table.add_row(f"{label} error, median", words.number(share.median), "", f"{share.n:,}")

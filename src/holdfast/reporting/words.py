@@ -396,6 +396,8 @@ def _right(model: ModelInfo) -> str:
         return ""
     if model.task == "multilabel":
         return f"Right means all {model.classes:,} labels of an input."
+    if not model.task.startswith("regression"):
+        return f"Right is as {model.task} says."
     tolerance = spec.call(model.task)[2]["tolerance"]
     of = {1: "the output"}.get(model.classes, f"each of {model.classes:,} outputs")
     return f"Right means {of} within {number(tolerance)} of the truth."

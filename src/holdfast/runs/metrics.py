@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
 from holdfast.intervals import Interval, interval
+from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
     BinaryMetrics,
     Calibration,
@@ -158,6 +160,7 @@ def measure(
     limits: Sequence[tuple[float, float]],
     class_names: Sequence[str] | None = None,
     task: str = "classes",
+    objects: Sequence[str] | None = None,
 ) -> Metrics:
     """All metrics of a table of samples.
 
@@ -172,6 +175,7 @@ def measure(
         class_names: for the per-class table.
         task: what is right; of one that is not one of k classes the label is 0, and another
             prediction says in which way the model is wrong.
+        objects: the names of the classes that truths speak of, where they are no labels.
     """
     everything = _column(samples, "status")
     counts = Counter(everything.tolist())
@@ -205,10 +209,10 @@ def measure(
             clean=interval(int((clean == REFUSED).sum()), n),
             attacked=interval(int(_flags(table, "robust_by_refusal").sum()), attacked),
         )
-    if task.startswith("regression"):
-        truth, *given = _outputs(table, classes)
-        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in given]
-        return shown.model_copy(update={"errors": Errors(clean=errors[0], attacked=errors[1])})
+    if (figures := OF_TASK.get(task.partition("(")[0])) is not None:
+        options, called = spec.call(task, "task")[2], dict(enumerate(objects or ()))
+        truth, clean, attacked = _outputs(table)
+        return shown.model_copy(update=figures(Answered(truth, clean, attacked, options, called)))
     names = dict(enumerate(class_names or map(str, range(classes + 1))))
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
 
@@ -252,7 +256,7 @@ def _by_class(
     """The metrics that tell classes or labels apart, by their names in `Metrics`."""
     found: dict[str, Any] = {}
     if task == "multilabel":
-        bears, clean, attacked = (outputs > 0 for outputs in _outputs(table, classes))
+        bears, clean, attacked = (outputs > 0 for outputs in _outputs(table))
         label, names = bears, {c - 1: name.removesuffix(" wrong") for c, name in names.items()}
     else:
         label, clean, attacked = (
@@ -336,11 +340,22 @@ def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[Grou
     ]
 
 
-def _outputs(table: pa.Table, k: int) -> list[np.ndarray]:
-    """Truths, and outputs on clean and on attacked inputs, [n, k] each."""
+def _outputs(table: pa.Table) -> list[np.ndarray]:
+    """Truths, and outputs on clean and on attacked inputs, [n, ...] each."""
     names = ("truth", "clean_output", "attacked_output")
     flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in names]
-    return [values.reshape(-1, k) for values in flat]
+    return [values.reshape(table.num_rows, -1) for values in flat]
+
+
+def _errors(rows: Answered) -> dict[str, Any]:
+    clean, attacked = (
+        _sizes(np.abs(given - rows.truth).max(1)) for given in (rows.clean, rows.attacked)
+    )
+    return {"errors": Errors(clean=clean, attacked=attacked)}
+
+
+# the figures of a task of its own, by their names in `Metrics`
+OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {"regression": _errors}
 
 
 # kinds that are in no mean, as in the paper
