@@ -31,9 +31,9 @@ def infer(
     from holdfast.threats.table.schema import Schema
 
     source = options.open_source(data, **rows)
-    names = [column.name for column in source.columns or ()]
+    columns = source.columns or ()
     x = source.rows(0, len(source))[0]
-    schema = Schema.infer(x, names or None)
+    schema = Schema.infer(x, [c.name for c in columns] or None, [c.values for c in columns] or None)
     out.write_text(_draft(schema, x, source.name), encoding="utf-8")
     typer.echo(f"schema of {len(schema.names)} columns: {out}. Correct it before it is used.")
     return 0
@@ -45,7 +45,10 @@ def _draft(schema: Schema, x: np.ndarray, name: str) -> str:
 
     head, *others = schema.text().splitlines()
     count = len(schema.features)
-    features = [f"{line}  # {seen(x[:, j])}" for j, line in enumerate(others[:count])]
+    features = [
+        f"{line}  # {seen(x[:, j], feature)}"
+        for j, (line, feature) in enumerate(zip(others, schema.features, strict=False))
+    ]
     lines = [
         f"# A first draft from {len(x):,} rows of {' '.join(name.split())}: correct it.",
         "# What may an adversary change? Say mutability = 'fixed', 'increase' or 'decrease' where",

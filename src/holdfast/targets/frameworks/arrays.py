@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast.data.columns import Column, frame
-from holdfast.errors import InputError, suggest
+from holdfast.errors import InputError, first_line, suggest
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access, refuse_texts
@@ -56,7 +56,16 @@ class ArrayModel(Adapter):
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
-        z = self.function(self._rows(given))
+        rows = self._rows(given)
+        try:
+            z = self.function(rows)
+        except Exception as error:
+            if (seen := self._unseen(error)) is not None:
+                raise InputError(
+                    f"{seen}, a category that the model was not fitted on ({first_line(error)}); "
+                    "leave such rows out, or fit it on rows that hold it."
+                ) from error
+            raise
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
 
@@ -87,6 +96,15 @@ class ArrayModel(Adapter):
         if self._table is None or self._order is None:
             return table(x, self._columns)
         return frame(x[:, self._order], [self._table[place] for place in self._order])
+
+    def _unseen(self, error: Exception) -> str | None:
+        """Which text of a column an error of the model calls an unknown category."""
+        said = str(error)
+        if "unknown categor" not in said.lower():
+            return None
+        pairs = ((c.name, value) for c in self._table or () for value in c.values)
+        named = ((name, value) for name, value in pairs if repr(value) in said)
+        return next((f"column {name} holds {value!r}" for name, value in named), None)
 
     def trees(self) -> Trees:
         if self._trees is None:

@@ -1,0 +1,54 @@
+"""Losses of pixels, which attacks on a segmentation ascend (Croce et al. 2023, arXiv:2306.12941).
+
+Functions of logits [n, c, H, W], classes [n, H, W] (int64, 0 to c - 1) and which pixels are judged
+[n, H, W] (bool): [n] each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def jsd(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """The Jensen-Shannon divergence of the softmax and the true class, mean of judged pixels:
+    [n]."""
+    p = F.log_softmax(logits, 1).gather(1, truth[:, None])[:, 0].exp()
+    least = torch.finfo(p.dtype).tiny
+    divergence = math.log(2) + (p * p.clamp_min(least).log() - (1 + p) * (1 + p).log()) / 2
+    return _weighted(divergence, judged)
+
+
+def masked_ce(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """Cross-entropy of the judged pixels that are still right: [n]."""
+    ce = F.cross_entropy(logits, truth, reduction="none")
+    return _weighted(ce, _right(logits, truth, judged))
+
+
+def balanced_ce(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """The same, where each class of the truth weighs alike: [n]. (In the authors' code its pixels
+    weigh 1 - their share, which is nothing where there is one class.)"""
+    n, c = logits.shape[:2]
+    held = torch.zeros(n, c, dtype=logits.dtype, device=logits.device)
+    held.scatter_add_(1, truth.flatten(1), judged.flatten(1).to(held))
+    weight = (1 / held.clamp_min(1)).gather(1, truth.flatten(1)).view_as(truth)
+    share = _right(logits, truth, judged) * weight
+    return (share * F.cross_entropy(logits, truth, reduction="none")).flatten(1).sum(1)
+
+
+LOSSES: dict[str, Loss] = {"jsd": jsd, "masked_ce": masked_ce, "balanced_ce": balanced_ce}
+
+
+def _right(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    return judged & (logits.argmax(1) == truth)
+
+
+def _weighted(values: Tensor, which: Tensor) -> Tensor:
+    """The sum of values [n, H, W] at some pixels, by the number of all."""
+    return values.where(which, 0).flatten(1).mean(1)
