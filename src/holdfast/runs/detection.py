@@ -5,12 +5,13 @@ Truths and answers are as `holdfast.tasks.detection` keeps them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from holdfast.intervals import interval
+from holdfast.intervals import Interval, interval
 from holdfast.runs.answered import Answered
 from holdfast.runs.average_precision import average_precision
 from holdfast.runs.manifest import ObjectMetrics, TaskFigure
@@ -87,8 +88,8 @@ def figures(rows: Answered) -> dict[str, Any]:
     found = _found(truths, given, rows.options["score"], rows.options["iou"])
     precision = {kind: average_precision(truths, given[kind]) for kind in KINDS}
     of_task = _shares(found) | {
-        "AP50": TaskFigure(**{kind: of.at_50 for kind, of in precision.items()}),
-        "AP50:95": TaskFigure(**{kind: of.mean for kind, of in precision.items()}),
+        "AP50": _figure({kind: of.at_50 for kind, of in precision.items()}),
+        "AP50:95": _figure({kind: of.mean for kind, of in precision.items()}),
     }
     of_objects = [
         ObjectMetrics(
@@ -96,7 +97,7 @@ def figures(rows: Answered) -> dict[str, Any]:
             name=rows.names.get(c, str(c)),
             n=int((found.label == c).sum()),
             figures=_shares(found.of_class(c))
-            | {"AP50": TaskFigure(**{kind: of.by_class[c] for kind, of in precision.items()})},
+            | {"AP50": _figure({kind: of.by_class[c] for kind, of in precision.items()})},
         )
         for c in np.unique(found.label).astype(int).tolist()
     ]
@@ -122,14 +123,19 @@ def _found(
 
 
 def _shares(found: Found) -> dict[str, TaskFigure]:
+    """The figures of boxes that count, by their names."""
     total, count = len(found.label), {kind: int(hit.sum()) for kind, hit in found.hit.items()}
     share = {kind: hits / total if total else None for kind, hits in count.items()}
     lost = interval(int((found.hit["clean"] & ~found.hit["attacked"]).sum()), count["clean"])
     per_image = {kind: len(free) / max(found.images, 1) for kind, free in found.free.items()}
     return {
-        "objects found": TaskFigure(**share, interval=interval(count["attacked"], total)),
+        "objects found": _figure(share, interval(count["attacked"], total)),
         "objects lost, of those found clean": TaskFigure(
             clean=0.0, attacked=lost.value, interval=lost
         ),
-        "boxes without an object per image": TaskFigure(**per_image),
+        "boxes without an object per image": _figure(per_image),
     }
+
+
+def _figure(of: Mapping[str, float | None], within: Interval | None = None) -> TaskFigure:
+    return TaskFigure(clean=of["clean"], attacked=of["attacked"], interval=within)
