@@ -23,8 +23,9 @@ from holdfast.attacks import (
     run,
 )
 from holdfast.cli import listing
-from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST, TABLES
+from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST, TABLES, TREES
 from holdfast.runs.manifest import Manifest
+from holdfast.targets.target import Access
 
 DOCS = Path(__file__).parent
 # When to use which attack, the most important first.
@@ -147,6 +148,11 @@ def attacks() -> str:
                     f"Of the rows of a table, where the target gives {access.name.lower()}:\n\n"
                     f"{rows}\n"
                 )
+        if name in TABLES[Access.SCORES]:
+            parts.append(
+                "Of the rows of a table, where the target is a forest or boosted trees, in linf: "
+                f"`{TREES}` before these.\n"
+            )
         for access, others in SMALLEST.items():
             rows = "\n".join(
                 f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.tables import Scaled, schema_of, table_case
 from scipy.optimize import minimize
+from sklearn.ensemble import RandomForestClassifier
 
 import holdfast
 from holdfast.evaluation.protocols import asked
@@ -17,6 +19,9 @@ from holdfast.threats.table.features import Feature
 from holdfast.threats.table.projection import project
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
+
+ROWS = np.random.default_rng(0).random((100, 4)).astype(np.float32)
+LABELS = (ROWS[:, 0] + ROWS[:, 1] > 1).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,23 @@ def test_standard_takes_the_attacks_of_tables_by_access(access: Access, names: l
     assert asked("standard", Threat.l2(0.5), access) != asked("standard", threat, access)
     blind = asked("standard", threat, Access.LABELS)  # decisions alone: the usual searches
     assert blind == asked("standard", Threat.l2(0.5), Access.LABELS)
+
+
+def test_trees_are_searched_by_their_leaves_first(tmp_path: Path) -> None:
+    """Of all protocols for tables, in linf; and a run of them is verified."""
+    schema = Schema.infer(ROWS)
+    target = holdfast.wrap(RandomForestClassifier(5, random_state=0).fit(ROWS, LABELS))
+    threats = {norm: Threat.parse(f"{norm}(0.2)") for norm in ("linf", "l2")}
+    for norm, threat in threats.items():
+        run = holdfast.evaluate(
+            target, (ROWS[:20], LABELS[:20]), replace(threat, schema=schema),
+            protocol="quick", out=tmp_path / norm,
+        )  # fmt: skip
+        names = [trial.spec.partition("(")[0] for trial in run.manifest.trials]
+        assert names == ["treeexact", "genetic"][norm == "l2" :]
+        assert holdfast.verify(run, target, (ROWS[:20], LABELS[:20])) == []
+    known = asked("quick", threats["linf"], Access.SCORES)
+    assert known == asked("quick", threats["linf"], Access.SCORES, trees=True)  # without a schema
 
 
 def small() -> Schema:

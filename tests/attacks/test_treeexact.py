@@ -3,6 +3,7 @@ networks of tests/laws cannot show."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 import holdfast
 from holdfast.attacks import parse, run
 from holdfast.bounds.trees import exact
+from holdfast.certification import Ladder
 from holdfast.errors import InputError
 from holdfast.targets import Target, load
 from holdfast.targets.trees import Nodes, read
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Targeted, Threat
 
 RNG = np.random.default_rng(0)
@@ -160,7 +163,7 @@ def test_whole_numbers_against_a_mixed_integer_program(cases: Path) -> None:
         scale, whole = rng.choice([0.0, 1.0, 2.0], x.shape[1]), rng.random(x.shape[1]) < 0.6
         label = trees.scores(x[[row]]).argmax(1)
         limits = {"scale": scale, "whole": whole}
-        labels = lambda at: trees.scores(at).argmax(1)  # noqa: E731
+        labels = lambda at, rows: trees.scores(at).argmax(1)  # noqa: E731
         (found,) = exact(trees, x[[row]], label, labels, (1, 10), **limits)
         known = milp_distance(forest, x[row], int(label[0]), scale, (1, 10), whole)
         assert found.exact
@@ -179,3 +182,139 @@ def _added(trees: list[Nodes], x: np.ndarray) -> np.ndarray:
             at = np.where(inner, np.where(left, tree.left[at], tree.right[at]), at)
         total += tree.value[at]
     return total
+
+
+# -- Tables
+
+
+SCHEMA = Schema.parse("""
+[features]
+count = { type = "integer", bounds = [0, 20], mutability = "increase" }
+income = { bounds = [0, 1000], change = [-300, 1000] }
+age = { mutability = "fixed" }
+owns = { type = "binary", scale = 3 }
+debts = { type = "integer", bounds = [0, 9], mutability = "decrease", scale = 5 }
+rate = { bounds = [-1, 1] }
+""")
+
+
+def loans(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    columns = [
+        rng.integers(0, 21, n), rng.random(n) * 1000, rng.integers(18, 80, n),
+        rng.integers(0, 2, n), rng.integers(0, 10, n), rng.uniform(-1, 1, n),
+    ]  # fmt: skip
+    x = np.stack(columns, 1).astype(np.float32)
+    return x, (x / [20, 1000, 62, 2, 9, 2]).sum(1) + rng.normal(0, 0.1, n) > 2.5
+
+
+def one_margin(model: GradientBoostingClassifier) -> list[SimpleNamespace]:
+    """Trees of boosting as a forest of the same margins."""
+    found = []
+    for (grown,) in model.estimators_:
+        leaf = model.learning_rate * grown.tree_.value[:, 0, 0]
+        names = ("node_count", "feature", "threshold", "children_left", "children_right")
+        own = SimpleNamespace(**{name: getattr(grown.tree_, name) for name in names})
+        own.value = np.stack([0.5 - leaf / 2, 0.5 + leaf / 2], 1)[:, None]
+        found.append(SimpleNamespace(tree_=own))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["forest", "boosting"])
+def test_a_schema_against_a_mixed_integer_program(kind: str) -> None:
+    """Scales, whole numbers, columns that are fixed or only grow, and limits of the row: attack,
+    proof and program agree."""
+    (x, y), model = loans(300), RandomForestClassifier(6, max_depth=4, random_state=0)
+    if kind == "boosting":
+        model = GradientBoostingClassifier(n_estimators=8, init="zero", random_state=0)
+    model.fit(x, y)
+    target, rows, right = holdfast.wrap(model), x[:10], model.predict(x[:10]).astype(int)
+    forest = one_margin(model) if kind == "boosting" else model.estimators_
+    threat = Threat.linf(INF, schema=SCHEMA)
+    sizes = holdfast.attack(target, rows, right, threat, "treeexact").size
+    whole, scale = np.array([1, 0, 0, 1, 1, 0], bool), np.array([20, 1000, 0, 3, 5, 2.0])
+    known = np.array([
+        milp_distance(forest, row, int(label), scale, sides_of(row), whole)
+        for row, label in zip(rows, right, strict=True)
+    ])  # fmt: skip
+    np.testing.assert_allclose(np.nan_to_num(sizes, nan=INF), known, atol=1e-6)
+    assert np.isfinite(known).sum() >= 5
+    eps = float(np.median(known)) * 1.001
+    run = holdfast.evaluate(
+        target, (rows, right), threat.at(eps), attacks=["treeexact"], certifier=Ladder()
+    )
+    assert (
+        run.to_pandas()["status"].to_numpy() == np.where(known < eps, "broken", "certified")
+    ).all()
+
+
+def sides_of(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest row that the schema allows."""
+    count, income, age, _, debts, _ = row.tolist()
+    return (
+        np.array([count, max(income - 300, 0), age, 0, 0, -1]),
+        np.array([20, 1000, age, 1, debts, 1]),
+    )
+
+
+def test_values_against_every_row_that_there_is() -> None:
+    """Ordinals and categories go from value to value, as the schema lists them."""
+    schema = Schema.parse("""
+    [features]
+    grade = { type = "ordinal", values = [1, 2, 5, 20], scale = 4 }
+    town = { type = "category", values = ["Bern", "Chur", "Genf"] }
+    count = { type = "integer", bounds = [0, 4] }
+    """)
+    every = np.array(list(itertools.product((1, 2, 5, 20), range(3), range(5))), np.float32)
+    y = RNG.integers(0, 2, len(every))
+    model = RandomForestClassifier(5, random_state=0).fit(every, y)
+    decided, unit = model.predict(every), np.array([4.0, 2, 4])
+    threat = Threat.linf(INF, schema=schema)
+    result = holdfast.attack(holdfast.wrap(model), every, decided, threat, "treeexact")
+    sizes = abs(every[:, None] - every[None]) / unit
+    sizes = np.where(decided[:, None] != decided[None], sizes.max(2), INF).min(1)
+    np.testing.assert_allclose(result.size, sizes, atol=1e-6)
+
+
+GROUPED = """
+[features]
+income = { bounds = [0, 100] }
+loan = { bounds = [0, 100] }
+rent = { type = "binary", scale = 10 }
+owns = { type = "binary", scale = 10 }
+other = { type = "binary", scale = 10 }
+ratio = { bounds = [0, 100] }
+
+[groups]
+home = ["rent", "owns", "other"]
+
+[relations]
+most = "loan <= 2 * income"
+
+[derived]
+ratio = "loan / income"
+"""
+
+
+def test_groups_and_relations_are_searched_without_and_repaired() -> None:
+    """Each example found is legal; none is found where it is proved that there is none."""
+    rng = np.random.default_rng(3)
+    income = rng.uniform(10, 100, 300)
+    loan = rng.uniform(0, np.minimum(2 * income, 100))
+    home = np.eye(3)[rng.integers(0, 3, 300)]
+    x = np.column_stack([income, loan, home, loan / income]).astype(np.float32)
+    y = x[:, 5] + x[:, 2] + rng.normal(0, 0.1, 300) > 1
+    model = RandomForestClassifier(6, max_depth=4, random_state=0).fit(x, y)
+    schema = Schema.parse(GROUPED)
+    rows, right = x[:15], model.predict(x[:15]).astype(int)
+    for eps, least in ((0.02, {"certified": 4}), (0.1, {"broken": 10})):
+        run = holdfast.evaluate(
+            holdfast.wrap(model), (rows, right), Threat.linf(eps, schema=schema),
+            attacks=["treeexact(steps=100)", "genetic(steps=5)"], certifier=Ladder(),
+        )  # fmt: skip
+        assert run.verdict.status != "unreliable"
+        assert all(run.manifest.metrics.counts[name] >= n for name, n in least.items())
+    found = run.to_pandas()
+    assert (found["broken_by"] == 0).sum() >= 10
+    ids, changed = next(run.examples())
+    assert not schema.violations(torch.as_tensor(changed), torch.from_numpy(rows[ids])).any()

@@ -85,7 +85,7 @@ ALL = [
 
 
 def decisions(target: Target) -> bounds.Labels:
-    return lambda points: target.labels(torch.from_numpy(points)).numpy()
+    return lambda points, rows=None: target.labels(torch.from_numpy(points)).numpy()
 
 
 def legal(found: Nearest, row: np.ndarray, scale: Any, box: Any, eps: float = math.inf) -> bool:
@@ -259,13 +259,15 @@ def test_bounds_and_distances_against_every_cell(
         one, label = row[None], np.array([y])
         wrong = z.argmax(1) != y
         least = float(size[wrong].min(initial=math.inf))
-        found = exact(trees, one, label, lambda x: trees.scores(x).argmax(1), box, scale=scale)[0]
+        found = exact(
+            trees, one, label, lambda x, rows: trees.scores(x).argmax(1), box, scale=scale
+        )[0]
         assert found.exact
         assert found.safe == found.size == least
         assert found.point is None or legal(found, row, scale, box)
 
         found = exact(
-            trees, one, label, lambda x: trees.scores(x).argmax(1), box, scale=scale, eps=eps
+            trees, one, label, lambda x, rows: trees.scores(x).argmax(1), box, scale=scale, eps=eps
         )[0]
         assert found.exact
         assert (found.safe > eps) == (least > eps)
@@ -289,7 +291,7 @@ def test_equal_votes_go_to_the_first_class() -> None:
     sides = [_stump(0, 0.5, (1, 0), (0, 1)), _stump(1, 0.5, (1, 0), (0, 1))]
     ask = lambda x: np.array([sum(_leaf(t, row) for t in sides) for row in x])  # noqa: E731
     trees = read(sides, ask, 2, "it")
-    labels = lambda x: trees.scores(x).argmax(1)  # noqa: E731
+    labels = lambda x, rows: trees.scores(x).argmax(1)  # noqa: E731
     one, two = np.float32([[0.4, 0.2]]), np.float32([[0.6, 0.8]])
     step = float(np.nextafter(np.float32(0.5), np.float32(1)))
     assert exact(trees, one, np.array([0]), labels, (0, 1))[0].size == step - np.float32(0.2)
@@ -362,7 +364,7 @@ def test_rows_and_models_that_do_not_fit_are_never_certified() -> None:
     ]
     assert proved(trees, lower(trees, x, y, 1e-6, (0, 1)), y).tolist() == [False, False, True]
     assert not proved(trees, np.array([[np.nan, np.nan]]), y[:1])[0]
-    stubborn = exact(trees, x[2:], y[2:], lambda p: np.repeat(y[2:], len(p)), (0, 1))[0]
+    stubborn = exact(trees, x[2:], y[2:], lambda p, rows: np.repeat(y[2:], len(p)), (0, 1))[0]
     assert stubborn == Nearest(0.0)
 
 

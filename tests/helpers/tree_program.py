@@ -17,12 +17,13 @@ def milp_distance(
     row: np.ndarray,
     y: int,
     scale: np.ndarray,
-    box: tuple[float, float],
+    box: tuple[Any, Any],
     whole: np.ndarray | None = None,
 ) -> float:
     """The smallest size at which a forest of two classes decides against y, by the program of
     Kantchelian et al. 2016 (arXiv:1509.07892), read from scikit-learn's own nodes; features that
-    are `whole` ([f] bool) hold whole numbers."""
+    are `whole` ([f] bool) hold whole numbers; the sides of the box are numbers or [f]."""
+    least, most = (np.broadcast_to(side, row.shape) for side in box)
     tables = [tree.tree_ for tree in trees]
     pairs = [np.stack([own.feature, own.threshold], 1)[own.feature >= 0] for own in tables]
     asked = sorted({(int(f), float(t)) for f, t in np.concatenate(pairs)})
@@ -44,7 +45,7 @@ def milp_distance(
         if whole is not None and whole[f]:
             nearest = math.floor(nearest) if row[f] > t else math.ceil(nearest)
         gap = abs(nearest - float(row[f]))
-        fixed = scale[f] == 0 or not box[0] <= nearest <= box[1]
+        fixed = scale[f] == 0 or not least[f] <= nearest <= most[f]
         changed = (1.0, 0.0) if row[f] > t else (-1.0, 1.0)  # weight of the answer, and constant
         if fixed:
             say({i: changed[0]}, -changed[1], -changed[1])

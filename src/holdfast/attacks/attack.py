@@ -364,10 +364,6 @@ def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None 
         )
     if attack.of_trees:
         trees_of(target)
-        if threat.schema is not None:
-            raise SpecError(
-                f"{attack!r} does not follow a schema; give a scale and a mask, or attack genetic."
-            )
     threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):
         raise SpecError(

@@ -83,6 +83,11 @@ class Problem:
         return self._counts.x
 
     @property
+    def rows(self) -> Tensor:
+        """What the model sees where nothing has changed: [n, *shape]."""
+        return self.threat.apply(self._images, self.x)
+
+    @property
     def y(self) -> Tensor:
         """The true classes: [n]."""
         return self._counts.y

@@ -88,6 +88,7 @@ def margins(
         )
     try:
         check_threat(threat)
+        check_no_schema(threat)
         graph = network if isinstance(network, Graph) else trace(network, x[:1])
         size = max(1, AT_ONCE // graph.largest)
         found = [
@@ -105,10 +106,14 @@ def check_threat(threat: Threat) -> None:
     """Raises InputError: nothing is proved under this threat."""
     if threat.spatial is not None:
         raise unsupported("proofs under a movement of images; expected a norm, such as linf(2/255)")
-    if threat.schema is not None:
-        raise unsupported("proofs under the schema of a table; expected a norm alone")
     if not threat.bounded:
         raise unsupported(f"proofs under {threat}, whose eps is not finite")
+
+
+def check_no_schema(threat: Threat) -> None:
+    """Raises InputError: nothing is proved of a network under this threat."""
+    if threat.schema is not None:
+        raise unsupported("proofs of a network under the schema of a table; expected a norm alone")
 
 
 class Bounded:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
@@ -11,6 +14,7 @@ from holdfast.targets.target import Target
 from holdfast.targets.threshold import Threshold
 from holdfast.targets.trees import NO_TREES, Trees, samples
 from holdfast.targets.wrappers import itself
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
 
 
@@ -50,10 +54,44 @@ def trees_of(target: Target) -> Trees:
     return trees
 
 
-def ball(target: Target, threat: Threat) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """What a feature's change is measured in, [f] (0: it may not change), and the sides of the
-    box."""
+def has_trees(target: Target) -> bool:
+    """Whether the target decides as the sum of leaves that can be read."""
+    try:
+        trees_of(target)
+    except InputError:
+        return False
+    return True
+
+
+def changes(target: Target, threat: Threat, x: Tensor, slack: float = 0.0) -> dict[str, Any]:
+    """How features of rows x [n, f] may change, as `holdfast.bounds.trees.exact` takes it: `box`,
+    `scale`, `whole` and `levels`.
+
+    Of a schema that is what each feature may do by itself: all legal rows are within it, and others
+    where there are groups or relations.
+
+    Args:
+        slack: by what share of itself a side of a schema's box is moved outwards, as a judge lets
+            it.
+    """
     shape = target.shape or ()
     parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
-    low, high = target.bounds.sides(torch.zeros(1, dtype=torch.float64))
-    return (parts["scale"].double() * parts["mask"]).numpy(), (np.asarray(low), np.asarray(high))
+    scale = parts["scale"].double() * parts["mask"]
+    if threat.schema is None:
+        low, high = target.bounds.sides(torch.zeros(1, dtype=torch.float64))
+        return {"box": (np.asarray(low), np.asarray(high)), "scale": scale.numpy()}
+    features = threat.schema.features
+    low, high = (side.numpy() for side in threat.schema.limits(x.cpu()))
+    return {
+        "box": (low - slack * abs(low), high + slack * abs(high)),
+        "scale": (scale * threat.schema.unit).numpy(),
+        "whole": np.array([one.whole for one in features]),
+        "levels": {
+            j: np.sort(np.float32(one.levels)) for j, one in enumerate(features) if one.levels
+        },
+    }
+
+
+def follows(schema: Schema | None) -> bool:
+    """Whether `changes` says all that a schema asks for: no group, relation or derived feature."""
+    return schema is None or not (schema.groups or schema.conditions)

@@ -15,19 +15,23 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from holdfast.targets.trees import Trees
 
-Box = tuple[Any, Any]  # the least and the largest legal inputs, numbers or [f]
-Labels = Callable[[np.ndarray], np.ndarray]  # of inputs [n, f] the model's decisions [n]
+Box = tuple[Any, Any]  # the least and the largest legal inputs: numbers, [f], or [n, f]
+Levels = Mapping[int, np.ndarray]  # of features that hold a few values alone: these, in order
+# of inputs [m, f], and which rows they are changes of [m], the model's decisions [m]
+Labels = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _CELLS = 50_000_000  # entries of one array of boxes of leaves, beyond which a row is left alone
 _TRIED = 4  # features on which a cut is tried
+_HELD = 20_000_000  # entries of such arrays of the rows that are searched at once
+_MOST = 64  # of these rows
 _STEP = 1 / 16  # less than the least margin of whole votes
 
 
@@ -39,6 +43,9 @@ class Nearest:
     size: float = math.inf  # of `point`
     point: np.ndarray | None = None  # [f] float32: legal, and decided wrongly by the model itself
     exact: bool = False  # `size` is the smallest; or, without a point, there is none within eps
+
+
+Asking = Generator[np.ndarray, int, Nearest]  # what asks for the model's decisions of points [f]
 
 
 def tied(trees: Trees, y: np.ndarray) -> np.ndarray:
@@ -58,7 +65,15 @@ def proved(trees: Trees, margins: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def lower(
-    trees: Trees, x: np.ndarray, y: np.ndarray, eps: Any, box: Box, *, merged: int = 0
+    trees: Trees,
+    x: np.ndarray,
+    y: np.ndarray,
+    eps: Any,
+    box: Box,
+    *,
+    whole: np.ndarray | None = None,
+    levels: Levels | None = None,
+    merged: int = 0,
 ) -> np.ndarray:
     """Lower bounds [n, k] float64 of the margins z_y - z_j over all legal points; -inf: none.
 
@@ -68,12 +83,13 @@ def lower(
         eps: how far each feature may change: a number, [f], or [n, f]; 0: not at all. A judge's
             tolerance belongs into it: a leaf may begin just behind the threat's own eps.
         box: of legal inputs.
+        whole, levels: as of `exact`.
         merged: up to how many leaves trees are merged to; 0: they are not.
     """
     k = trees.value.shape[1]
     found = np.full((len(x), k), -np.inf)
-    for i, (row, reach) in enumerate(zip(x, np.broadcast_to(eps, x.shape), strict=True)):
-        leaves = _reached(trees, _Row.of(row, box, reach), 1.0)
+    for i, row in enumerate(_rows(x, box, eps, whole, levels)):
+        leaves = _reached(trees, row, 1.0)
         if leaves is None:
             continue
         if merged:
@@ -94,10 +110,12 @@ def exact(
     *,
     scale: Any = 1.0,
     whole: np.ndarray | None = None,
-    eps: float = math.inf,
-    goal: int | None = None,
+    levels: Levels | None = None,
+    eps: Any = math.inf,
+    goal: Any = None,
     seconds: float = 10.0,
     regions: float = math.inf,
+    repaired: bool = False,
 ) -> list[Nearest]:
     """The smallest legal perturbation of each row that the model decides wrongly.
 
@@ -112,20 +130,49 @@ def exact(
         labels: the model itself. What it says of a point outweighs the sums.
         box: of legal inputs.
         scale: what a feature's change is measured in: a number, or [f]; 0: it may not change.
-        whole: which features hold whole numbers, as the rows and the box do: [f] bool; None: none.
-        eps: the largest size that matters, a judge's tolerance included; inf: any.
-        goal: the class that the model is to decide for; None: any but y.
-        seconds: for one row; what is safe by then is said.
+        whole: which features hold whole numbers, as the rows do: [f] bool; None: none.
+        levels: of other features that hold a few values alone, as the rows do.
+        eps: the largest size that matters, a judge's tolerance included: a number, or [n]; inf:
+            any.
+        goal: the class that the model is to decide for, a number or [n]; None: any but y.
+        seconds: for one row, without the model's; what is safe by then is said.
         regions: the most that the search for one row opens; from there it takes the nearest half
             each time, and never goes back.
+        repaired: whether the model is asked about another point nearby, so that what it says may
+            not be what the sums say.
     """
-
-    return [
-        _nearest(
-            trees, _Row.of(row, box, scale, whole), int(label), goal, labels, eps, seconds, regions
-        )
-        for row, label in zip(x, y, strict=True)
+    rows = _rows(x, box, scale, whole, levels)
+    goals = [None] * len(x) if goal is None else np.broadcast_to(goal, len(x)).tolist()
+    sizes = np.broadcast_to(np.asarray(eps, np.float64), len(x)).tolist()
+    searches = [
+        _Search(trees, row, int(label), aim, size, seconds, regions, repaired).run()
+        for row, label, aim, size in zip(rows, y, goals, sizes, strict=True)
     ]
+    cells = len(trees.low) * len(np.unique(trees.feature)) * trees.value.shape[1]
+    return _together(searches, labels, max(1, min(_MOST, _HELD // cells)))
+
+
+def _together(searches: list[Asking], labels: Labels, most: int) -> list[Nearest]:
+    """What searches end with, of which so many ask the model at once."""
+    found, waiting = [Nearest(0.0)] * len(searches), list(enumerate(searches))[::-1]
+    asked = list[tuple[int, Asking, np.ndarray]]()
+
+    def go_on(i: int, search: Asking, said: int | None) -> None:
+        try:
+            asked.append((i, search, next(search) if said is None else search.send(said)))
+        except StopIteration as end:
+            found[i] = end.value
+
+    while waiting or asked:
+        while waiting and len(asked) < most:
+            go_on(*waiting.pop(), None)
+        if asked:
+            at, running, points = zip(*asked, strict=True)
+            asked.clear()
+            said = labels(np.stack(points), np.array(at)).tolist()
+            for one in zip(at, running, said, strict=True):
+                go_on(*one)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +199,10 @@ def _reached(trees: Trees, row: _Row, eps: float) -> _Leaves | None:
     whole = row.whole[at]
     lows = np.where(whole, np.ceil(trees.low), trees.low)
     highs = np.where(whole, np.floor(trees.high), trees.high)
+    for f, values in row.levels.items():
+        own, ends = at == f, np.concatenate([[-np.inf], values, [np.inf]])
+        lows[own] = ends[1 + np.searchsorted(values, lows[own])]
+        highs[own] = ends[np.searchsorted(values, highs[own], "right")]
     low, high = np.maximum(lows, row.least[at]), np.minimum(highs, row.most[at])
     size = _size(np.maximum(low - x[at], x[at] - high), row.scale[at])
     kept = (size <= eps) & (size < np.inf) & (low <= high).all(1)
@@ -289,27 +340,30 @@ class _OtherClass:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A row, and how its features may change: [f] each, float64 but for `whole`."""
+    """A row, and how its features may change: [f] each, float64 but for `whole`; and their
+    levels."""
 
     x: np.ndarray
     least: np.ndarray
     most: np.ndarray
     scale: np.ndarray
     whole: np.ndarray
-
-    @staticmethod
-    def of(x: np.ndarray, box: Box, scale: Any, whole: Any = None) -> _Row:
-        least, most, scale = (
-            np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale)
-        )
-        whole = np.broadcast_to(np.asarray(False if whole is None else whole), x.shape)
-        return _Row(x.astype(np.float64), least, most, scale, whole)
+    levels: Levels
 
     def take(self, features: np.ndarray) -> _Row:
-        return _Row(*(getattr(self, field.name)[features] for field in fields(self)))
+        columns = (self.x, self.least, self.most, self.scale, self.whole)
+        places = enumerate(features.tolist())
+        levels = {i: self.levels[f] for i, f in places if f in self.levels}
+        return _Row(*(column[features] for column in columns), levels)
 
     def beyond(self, f: int, value: Any, side: float) -> np.float32:
-        """The next value that feature f can have on this side (-1 or 1)."""
+        """The next value that feature f can have on this side (-1 or 1); infinite: none."""
+        if f in self.levels:
+            values = self.levels[f]
+            ends = np.concatenate([[-np.inf], values, [np.inf]]).astype(np.float32)
+            if side < 0:
+                return ends[np.searchsorted(values, value)]
+            return ends[1 + np.searchsorted(values, value, "right")]
         after = np.nextafter(value, np.float32(side * np.inf))
         if self.whole[f] and abs(value + side - value) == 1:
             return np.float32(value + side)
@@ -353,10 +407,11 @@ class _Row:
         """The region without what lies within [low, high]."""
         found, rest = [], node
         for f in range(len(low)):
-            before, after = self.beyond(f, low[f], -1), self.beyond(f, high[f], 1)
             if low[f] > node.low[f]:
+                before = self.beyond(f, low[f], -1)
                 found.append(self.part(other, rest, f, node.low[f], before))
             if high[f] < node.high[f]:
+                after = self.beyond(f, high[f], 1)
                 found.append(self.part(other, rest, f, after, node.high[f]))
             lows, highs = rest.low.copy(), rest.high.copy()
             lows[f], highs[f] = low[f], high[f]
@@ -364,60 +419,94 @@ class _Row:
         return found
 
 
-def _nearest(
-    trees: Trees,
-    row: _Row,
-    y: int,
-    goal: int | None,
-    labels: Labels,
-    eps: float,
-    seconds: float,
-    regions: float,
-) -> Nearest:
-    """See `exact`."""
-    end = time.monotonic() + seconds
-    leaves = _reached(trees, row, eps)
-    if leaves is None:
-        return Nearest(0.0)
-    part = row.take(leaves.features)
-    limits, count = tied(trees, np.array([y]))[0], itertools.count()
-    heap: list[tuple[float, int, _OtherClass, _Node]] = []
+def _rows(x: np.ndarray, box: Box, scale: Any, whole: Any, levels: Levels | None) -> list[_Row]:
+    """Rows [n, f], of whose features `scale`, and each side of the box, is a number, [f] or
+    [n, f]."""
+    sides = (np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale))
+    whole = np.broadcast_to(np.asarray(False if whole is None else whole), x.shape)
+    return [
+        _Row(*columns, levels or {})
+        for columns in zip(x.astype(np.float64), *sides, whole, strict=True)
+    ]
 
-    def push(other: _OtherClass, node: _Node | None) -> None:
-        if node is not None and node.key <= eps:
-            heapq.heappush(heap, (node.key, -next(count), other, node))  # of equals the deepest
 
-    for j in range(len(limits)):
-        if j != y and goal in (None, j):
-            other = _OtherClass(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
-            whole = np.full(len(leaves.features), np.inf, np.float32)
-            push(other, other.node(-whole, whole, 0.0, other.there))
-    safe = 0.0
-    while heap:
-        key, _, other, node = heapq.heappop(heap)
-        regions -= 1
-        if regions >= 0:
-            safe = key
-        else:
-            heap.clear()
-        if time.monotonic() > end:
-            return Nearest(safe)
-        low, high = other.meeting(node)
-        if (low > high).any():
-            rest = part.halves(other, node, low, high)
-        else:
-            point = row.x.astype(np.float32)
-            point[leaves.features] = np.clip(point[leaves.features], low, high)
-            label = int(labels(point[None])[0])
-            if label == goal or (goal is None and label != y):
-                size = _size(abs(point.astype(np.float64) - row.x)[None], row.scale)
-                return Nearest(safe, float(size[0]), point, exact=regions >= 0)
-            if _decided(trees, point, y, goal):
-                return Nearest(0.0)  # the model does not decide as its trees add up
-            rest = part.around(other, node, low, high)
-        for node in rest:
-            push(other, node)
-    return Nearest(math.nextafter(eps, math.inf), exact=True) if regions >= 0 else Nearest(safe)
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Of one row of class y: see `exact`."""
+
+    trees: Trees
+    row: _Row
+    y: int
+    goal: int | None
+    eps: float
+    seconds: float
+    regions: float
+    repaired: bool
+
+    def run(self) -> Asking:
+        """Asks about points [f], and is told what the model decides."""
+        trees, row, y, goal = self.trees, self.row, self.y, self.goal
+        eps, regions = self.eps, self.regions
+        end = time.monotonic() + self.seconds
+        leaves = _reached(trees, row, eps)
+        if leaves is None:
+            return Nearest(0.0)
+        part = row.take(leaves.features)
+        limits, count = tied(trees, np.array([y]))[0], itertools.count()
+        heap: list[tuple[float, int, _OtherClass, _Node]] = []
+
+        def push(other: _OtherClass, node: _Node | None) -> None:
+            if node is not None and node.key <= eps:
+                heapq.heappush(heap, (node.key, -next(count), other, node))  # of equals the deepest
+
+        for j in range(len(limits)):
+            if j != y and goal in (None, j):
+                other = _OtherClass(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
+                whole = np.full(len(leaves.features), np.inf, np.float32)
+                push(other, other.node(-whole, whole, 0.0, other.there))
+        safe = 0.0
+        while heap:
+            key, _, other, node = heapq.heappop(heap)
+            regions -= 1
+            if regions >= 0:
+                safe = key
+            else:
+                heap.clear()
+            if time.monotonic() > end:
+                return Nearest(safe)
+            low, high = other.meeting(node)
+            if (low > high).any():
+                rest = part.halves(other, node, low, high)
+            else:
+                for point in self._tried(leaves.features, low, high):
+                    begun = time.monotonic()
+                    label = yield point
+                    end += time.monotonic() - begun
+                    if label == goal or (goal is None and label != y):
+                        size = _size(abs(point.astype(np.float64) - row.x)[None], row.scale)
+                        return Nearest(safe, float(size[0]), point, exact=regions >= 0)
+                    if not self.repaired and _decided(trees, point, y, goal):
+                        return Nearest(0.0)  # the model does not decide as its trees add up
+                rest = part.around(other, node, low, high)
+            for node in rest:
+                push(other, node)
+        none = Nearest(math.nextafter(eps, math.inf), exact=True)
+        return none if regions >= 0 else Nearest(safe)
+
+    def _tried(self, features: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+        """The nearest point [f] of a region of the input space; where the model is asked about
+        others, also its middle, as far as legal points reach."""
+        row, nearest = self.row.take(features), self.row.x.astype(np.float32)
+        nearest[features] = np.clip(nearest[features], low, high)
+        if not self.repaired:
+            return [nearest]
+        with np.errstate(invalid="ignore"):
+            span = np.where(row.scale > 0, self.eps * row.scale, 0.0)
+        least = np.maximum(low, np.maximum(row.least, row.x - span))
+        most = np.minimum(high, np.minimum(row.most, row.x + span))
+        middle = nearest.copy()
+        middle[features] = np.where(least < most, (least + most) / 2, nearest[features])
+        return [nearest, middle]
 
 
 def _decided(trees: Trees, point: np.ndarray, y: int, goal: int | None) -> bool:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from holdfast.bounds import METHODS, Bounded, Graph, trace
 from holdfast.bounds.graph import unsupported
-from holdfast.bounds.margins import AT_ONCE, check_threat
-from holdfast.bounds.tree_models import ball, trees_of
+from holdfast.bounds.margins import AT_ONCE, check_no_schema, check_threat
+from holdfast.bounds.tree_models import changes, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
@@ -32,6 +32,7 @@ from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
 from holdfast.targets.wrappers import itself
+from holdfast.threats.table.schema import ROUNDING
 from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
@@ -104,6 +105,7 @@ def methods_of(target: Target, threat: Threat, seconds: float) -> Methods:
         network = target.network()
     except InputError as error:
         return _methods_of_trees(_trees(target, error), target, threat, seconds)
+    check_no_schema(threat)
     return _methods_of_network(network, target)
 
 
@@ -138,25 +140,21 @@ def _methods_of_trees(trees: Trees, target: Target, threat: Threat, seconds: flo
     if not threat.norm.boxed:
         raise unsupported(f"proofs of trees under {threat}; expected linf")
     shape, box = target.shape or (), target.bounds
-    scale, sides = ball(target, threat)
 
-    def labels(x: np.ndarray) -> np.ndarray:
+    def labels(x: np.ndarray, _: np.ndarray) -> np.ndarray:
         return target.labels(torch.from_numpy(x)).cpu().numpy()
 
     def leaves(x: Tensor, y: Tensor, threat: Threat, merged: int = 0) -> Tensor:
-        reach = threat.legal_eps(shape, box.ulp).numpy()[:, None] * scale
-        found = trees_lower(trees, x.float().numpy(), y.numpy(), reach, sides, merged=merged)
+        how = changes(target, threat, x, slack=2 * ROUNDING)
+        reach = threat.legal_eps(shape, box.ulp).numpy()[:, None] * how.pop("scale")
+        found = trees_lower(trees, x.float().numpy(), y.numpy(), reach, merged=merged, **how)
         return torch.from_numpy(trees_proved(trees, found, y.numpy()))
 
     def exact(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        limits = threat.legal_eps(shape, box.ulp).tolist()
-        how = {"scale": scale, "seconds": seconds}
-        rows = x.float().numpy(), y.numpy()
-        safe = [
-            trees_exact(trees, rows[0][i : i + 1], rows[1][i : i + 1], labels, sides, eps=e, **how)
-            for i, e in enumerate(limits)
-        ]
-        return torch.tensor([one[0].safe > e for one, e in zip(safe, limits, strict=True)])
+        limits = threat.legal_eps(shape, box.ulp).numpy()
+        how = changes(target, threat, x, slack=2 * ROUNDING) | {"eps": limits, "seconds": seconds}
+        found = trees_exact(trees, x.float().numpy(), y.numpy(), labels, **how)
+        return torch.tensor([one.safe for one in found]) > torch.from_numpy(limits)
 
     methods = {"leaves": leaves, "merged-leaves": partial(leaves, merged=MERGED), "exact": exact}
     return Methods(tuple(methods), partial(_TreeRows, methods))

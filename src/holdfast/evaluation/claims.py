@@ -13,6 +13,7 @@ import torch
 
 from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
+from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import GradientSources
@@ -177,9 +178,11 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
             )
 
 
-def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
+def _lists(
+    manifest: Manifest, threat: Threat, *, drawn: bool, trees: bool = False
+) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
-    randomised."""
+    randomised; `trees`: of an ensemble of trees."""
     name, substitute = manifest.protocol.name, manifest.model.surrogate is not None
     given = [
         a
@@ -187,7 +190,7 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
         if a.name.lower() == manifest.model.access or (substitute and a == Access.GRADIENTS)
     ]
     known = [
-        protocols.asked(name, threat, access, drawn=drawn)
+        protocols.asked(name, threat, access, drawn=drawn, trees=trees)
         for access in given
         if threat.bounded or protocols.seeks_smallest(name, threat.norm.name, access)
     ]
@@ -196,6 +199,7 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
     protocol = manifest.protocol
+    trees = threat.schema is not None and has_trees(target)
     name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
     if name == "custom" and protocol.version != 1:
         yield f"protocol: a list of attacks has version 1, not {protocol.version}."
@@ -207,7 +211,7 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
             "cannot be checked."
         )
     elif name != "custom" and not any(
-        protocol.trials in _lists(manifest, threat, drawn=drawn)
+        protocol.trials in _lists(manifest, threat, drawn=drawn, trees=trees)
         for drawn in {False, target.cost.draws > 1}
     ):
         yield f"protocol: its trials are not those of {name} version {version}."

@@ -14,6 +14,7 @@ from torch import nn
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.attacks.trial import Trial
+from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
@@ -37,7 +38,7 @@ from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.preprocess import Normalize, Resize
+from holdfast.targets.preprocess import BGR, Normalize, Resize
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation, innermost
 from holdfast.threats import spatial
@@ -116,7 +117,8 @@ def prepare(
         check_range(target, source)
     source = since(target, source)
     # the first inputs have shown what a plain function gives
-    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
+    trees = threat.schema is not None and has_trees(target)
+    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn, trees=trees)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat)]
     return Prepared(target, source, threat, own, sources, rows, groups, noted)
@@ -281,7 +283,7 @@ def channels_of(target: Target) -> int | None:
     inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
-        not isinstance(step, (Normalize, Resize, Defence))
+        not isinstance(step, (BGR, Normalize, Resize, Defence))
         for step in getattr(inner, "preprocess", ())
     ):
         return None

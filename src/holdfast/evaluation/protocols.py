@@ -285,6 +285,9 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
+# Before these, in linf, where the target is an ensemble of trees whose leaves can be read.
+TREES = "treeexact"
+
 
 def protocol(
     name: str,
@@ -321,8 +324,12 @@ def protocol(
     )
 
 
-def asked(name: str, threat: Threat, access: Access, *, drawn: bool = False) -> Protocol:
+def asked(
+    name: str, threat: Threat, access: Access, *, drawn: bool = False, trees: bool = False
+) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
+
+    `trees`: for a model that is an ensemble of trees.
 
     Raises:
         SpecError: as `protocol`.
@@ -333,6 +340,10 @@ def asked(name: str, threat: Threat, access: Access, *, drawn: bool = False) -> 
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)
+    if threat.schema is not None and trees and name in TABLES[Access.SCORES]:
+        (first,) = chosen([TREES]).trials
+        if first.attack.works_in(threat.norm):
+            own = replace(own, trials=(first, *own.trials))
     return own if threat.spatial is None else suited(own, threat.spatial.transform)
 
 

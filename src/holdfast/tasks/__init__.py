@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast import spec
+from holdfast.tasks.detection import Detection
 from holdfast.tasks.form import Form, side_by_side
 from holdfast.tasks.multilabel import MultiLabel
 from holdfast.tasks.regression import Regression
@@ -12,6 +13,7 @@ from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import Classes, TaskWithTruth, odds, silent
 
 TASKS: dict[str, Callable[..., TaskWithTruth]] = {
+    "detection": Detection,
     "multilabel": MultiLabel,
     "regression": Regression,
     "segmentation": Segmentation,
@@ -31,6 +33,7 @@ def parse(text: str | None) -> TaskWithTruth | None:
 
 
 __all__ = [
-    "TASKS", "Classes", "Form", "MultiLabel", "Regression", "Segmentation", "TaskWithTruth",
+    "TASKS", "Classes", "Detection", "Form", "MultiLabel", "Regression", "Segmentation",
+    "TaskWithTruth",
     "odds", "parse", "side_by_side", "silent",
 ]  # fmt: skip
