@@ -44,7 +44,7 @@ class Segmentation(TaskWithTruth):
 
     logits: ClassVar[bool] = True
     structured: ClassVar[bool] = True
-    graded: ClassVar[bool] = True
+    has_measure: ClassVar[bool] = True
     losses: ClassVar[Sequence[str]] = tuple(LOSSES)
     loss: ClassVar[str] = "pair_ce"  # whose gradient is that of the margin: see `ascending`
 
