@@ -44,9 +44,9 @@ class Segmentation(TaskWithTruth):
 
     logits: ClassVar[bool] = True
     structured: ClassVar[bool] = True
-    graded: ClassVar[bool] = True
+    has_measure: ClassVar[bool] = True
     losses: ClassVar[Sequence[str]] = tuple(LOSSES)
-    loss: ClassVar[str] = "balanced_ce"  # whose gradient is that of the margin: see `ascending`
+    loss: ClassVar[str] = "pair_ce"  # whose gradient is that of the margin: see `ascending`
 
     accuracy: float | None = None
     miou: float | None = None
@@ -181,7 +181,7 @@ class Segmentation(TaskWithTruth):
         if self.form.image is None:
             return True
         height, width = self.form.image
-        return abs(h * width - w * height) <= max(height, width)
+        return -width < w * height - h * width < height
 
     # ------------------------------------------------------------------ what is right
 
