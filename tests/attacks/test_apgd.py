@@ -9,9 +9,8 @@ from torch import Tensor
 
 from holdfast.attacks import parse, run
 from holdfast.attacks.gradient.apgd import APGD
-from holdfast.attacks.gradient.apgd_l1 import stage
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.checkpoints import Climb, check, checkpoints
+from holdfast.attacks.shared.checkpoints import Climb, check, checkpoints, stage
 from holdfast.rng import Keys
 
 

@@ -11,7 +11,7 @@ import torch
 from helpers.bounds import check_linear, check_positive, check_sound
 from torch import Tensor
 
-from holdfast.bounds import Margins, propagate
+from holdfast.bounds import Margins, Region, propagate
 from holdfast.bounds.affine import Elementwise
 from holdfast.bounds.relaxations import Bent, Lines
 
@@ -62,13 +62,18 @@ def slope(patch: Patch) -> None:
 
 
 def no_box(patch: Patch) -> None:
-    least = propagate.Region.least
+    least = Region.least
 
-    def wrong(self: propagate.Region, *given: Any) -> Tensor:
+    def wrong(self: Region, *given: Any) -> Tensor:
         wide = torch.full_like(self.lo, torch.inf)
         return least(replace(self, lo=-wide, hi=wide), *given)
 
-    patch(propagate.Region, "least", wrong)
+    patch(Region, "least", wrong)
+
+
+def wrong_half(patch: Patch) -> None:
+    within = Region.within
+    patch(Region, "within", lambda self, slope, at_0: within(self, -slope, -at_0))
 
 
 def float32_at_the_end(patch: Patch) -> None:
@@ -82,6 +87,7 @@ PLANTED = [
     (polarity_of_nan, not_a_number),
     (slope, sound("dense")),
     (no_box, tight),
+    (wrong_half, sound("dense")),
     (float32_at_the_end, tight),
 ]
 

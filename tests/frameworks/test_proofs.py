@@ -19,9 +19,11 @@ from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.targets import Target, load, wrap
 from holdfast.targets.demo import demo_model
+from holdfast.targets.preprocess import Normalize
 from holdfast.targets.target import Inputs
 
 ROWS = 2
+SLOW = pytest.mark.slow
 
 
 def lower(target: Target, x: Tensor, y: Tensor, eps: float = 0.02) -> Tensor:
@@ -49,6 +51,11 @@ def onnx_of_one_row(folder: Path) -> Target:
     return load(str(twins.onnx_file(folder, rows=1)))
 
 
+def onnx_that_asks_for_sizes(folder: Path) -> Target:
+    pytest.importorskip("onnxruntime")
+    return load(str(twins.onnx_file(folder, rows=1, sized=True)))
+
+
 def jax(folder: Path) -> Target:
     pytest.importorskip("jax")
     return wrap(twins.jax_function(), framework="jax")
@@ -69,7 +76,15 @@ def tensorflow(folder: Path) -> Target:
     return wrap(twins.tensorflow_function())
 
 
-FORMS = [onnx, onnx_of_one_row, jax, keras, keras_softmax, tensorflow]
+FORMS = [
+    onnx,
+    onnx_of_one_row,
+    onnx_that_asks_for_sizes,
+    jax,
+    keras,
+    keras_softmax,
+    tensorflow,
+]
 
 
 @pytest.mark.parametrize("make", FORMS)
@@ -83,7 +98,7 @@ def test_one_network_has_the_same_bounds_in_each_framework(
 def test_a_graph_that_answers_otherwise_proves_nothing(digits: Any, tmp_path: Path) -> None:
     target: Any = onnx(tmp_path)
     target.bind(tuple(digits[0].shape[1:]))
-    bias = target.model.graph.weights["b4"]
+    bias = target.model.single.weights["b4"]
     bias[0] += 1e-3 * float(target.scores(digits[0]).abs().max())
     with pytest.raises(InputError, match="answers otherwise than the model does: margins differ"):
         target.network()
@@ -180,7 +195,7 @@ def test_functions_of_jax(function: Any) -> None:
         ("operator convert_element_type of JAX to bfloat16", lambda x: x.astype("bfloat16") * 2),
         ("operator convert_element_type of JAX to int32", lambda x: x.astype(int) + x),
         ("a comparison of JAX", lambda x: x * (x > 0.5)),
-        ("operator mul of values that all depend", lambda x: x * x.sum(1, keepdims=True)),
+        ("operator div of values that all depend", lambda x: x / x.sum(1, keepdims=True)),
     ],
 )
 def test_what_a_function_of_jax_cannot_be_is_said(said: str, change: Any) -> None:
@@ -208,6 +223,19 @@ def test_a_function_of_jax_that_others_trained(cases: Path) -> None:
     x, y = torch.as_tensor(x[:ROWS]), torch.as_tensor(y[:ROWS])
     found = [lower(one, x, y, 0.1) for one in (target, wrap(net))]
     assert torch.allclose(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize(("rows", "proved"), [(3, 3), pytest.param(100, 94, marks=SLOW)])
+def test_an_onnx_file_that_others_proved(cases: Path, rows: int, proved: int) -> None:
+    """All 100 by others' mixed integer programs, 94 by CROWN."""
+    pytest.importorskip("onnxruntime")
+    normalize = Normalize((0.1307,), (0.3081,))
+    target = load(f"{cases}/onnx_colt_mnist/mnist_0.1.onnx", preprocess=normalize)
+    x, y = (torch.as_tensor(part[:rows]) for part in mnist(cases))
+    target.bind(tuple(x.shape[1:]))
+    found = margins(target.network(), x, y, "linf(0.1)", target.bounds)
+    assert int(found.certified.sum()) >= proved
 
 
 def keras_layers() -> Any:

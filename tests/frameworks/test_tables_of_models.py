@@ -149,7 +149,7 @@ def test_a_category_unseen_in_training(kind: str, tmp_path: Path) -> None:
         right = chance(table.drop(columns="outcome")) > 0.5
         assert (decided(wrap(model), source) == right).all()
         return
-    words = r"column purpose holds 'boat', a category that the model did not see in training; it"
+    words = r"column purpose holds 'boat', a category that the model was not fitted on; it"
     with pytest.raises(InputError, match=rf"{words} knows car, tv, repairs, other\."):
         decided(wrap(model), source)
 

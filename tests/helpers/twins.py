@@ -84,7 +84,10 @@ def jax_function() -> Any:
     return scores
 
 
-def onnx_file(folder: Path, *, rows: int | str = "rows", last: str = "Gemm") -> Path:
+def onnx_file(
+    folder: Path, *, rows: int | str = "rows", last: str = "Gemm", sized: bool = False
+) -> Path:
+    """Sized: it asks the images for their number, and reshapes to that."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -97,7 +100,7 @@ def onnx_file(folder: Path, *, rows: int | str = "rows", last: str = "Gemm") -> 
         helper.make_node("Conv", ["h2", "w2", "b2"], ["h3"], **same),
         helper.make_node("Relu", ["h3"], ["h4"]),
         helper.make_node("MaxPool", ["h4"], ["h5"], kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Flatten", ["h5"], ["h6"]),
+        *(_sized(helper) if sized else [helper.make_node("Flatten", ["h5"], ["h6"])]),
         helper.make_node("Gemm", ["h6", "w3", "b3"], ["h7"], transB=1),
         helper.make_node("Relu", ["h7"], ["h8"]),
         helper.make_node("Gemm", ["h8", "w4", "b4"], ["z" if last == "Gemm" else "h9"], transB=1),
@@ -108,13 +111,27 @@ def onnx_file(folder: Path, *, rows: int | str = "rows", last: str = "Gemm") -> 
         "demo",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 1, 8, 8])],
         [helper.make_tensor_value_info("z", TensorProto.FLOAT, [rows, 10])],
-        [numpy_helper.from_array(w, name) for w, name in zip(state, names, strict=True)],
+        [numpy_helper.from_array(w, name) for w, name in zip(state, names, strict=True)]
+        + [numpy_helper.from_array(np.array(n), name) for n, name in ((0, "first"), (-1, "rest"))],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
-    path = folder / f"demo-{rows}-{last}.onnx"
+    path = folder / f"demo-{rows}-{last}-{sized}.onnx"
     onnx.save(model, path)
     return path
+
+
+def _sized(helper: Any) -> list[Any]:
+    """What torch writes down of `h.view(h.size(0), -1)`."""
+    return [
+        helper.make_node("Shape", ["h5"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["n"], axis=0),
+        helper.make_node("Constant", [], ["axes"], value_ints=[0]),
+        helper.make_node("Unsqueeze", ["n", "axes"], ["ns"]),
+        helper.make_node("Unsqueeze", ["rest", "axes"], ["others"]),
+        helper.make_node("Concat", ["ns", "others"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["h5", "sizes"], ["h6"]),
+    ]
 
 
 def torch_exported(folder: Path) -> Path:

@@ -224,6 +224,43 @@ def test_verify_names_another_model_and_other_data() -> None:
     names(done.stdout, "data: these are not the data that were measured")
 
 
+def test_shards_merge_into_the_run_of_one_process() -> None:
+    for i in (2, 0):
+        assert holdfast("evaluate", *ASKED, "--shard", f"{i}/3", "--out", "all").exit_code == 0
+    assert sorted(os.listdir("all")) == ["shard-0-of-3", "shard-2-of-3"]
+    names(refused("merge", "all"), "all: shard 1/3 is missing", "--shard", "--resume")
+    Path("all/shard-1-of-3/journal").mkdir(parents=True)  # a process that died at once
+    names(refused("merge", "all"), "all: shard 1/3 is not finished")
+    # a job that is put back into the queue gives the same command
+    one = ("evaluate", *ASKED, "--shard", "1/3", "--out", "all", "--resume")
+    assert holdfast(*one).exit_code == 0
+    assert holdfast("merge", "all").exit_code == 0
+    same_run("all/merged", "run")
+    names(refused("merge", "all"), "all/merged holds a finished run")
+    assert holdfast("merge", "all", "--out", "elsewhere").exit_code == 0
+    same_run("elsewhere", "run")
+
+
+def test_shards_are_refused_in_a_sentence() -> None:
+    def refusal(shard: str, *more: str) -> str:
+        return refused("evaluate", *ASKED, "--shard", shard, *more)
+
+    names(refusal("1/3"), "--shard needs the folder that holds all shards", "--out")
+    for text in ("3/3", "0/0", "7/2"):
+        names(refusal(text, "--out", "all"), f"there is no shard {text}")
+    for text in ("1", "a/b", "-1/3", "1/3/4", "\u0661/\u0663"):
+        names(refusal(text, "--out", "all"), "expected i/n with i from 0", "0/4")
+    names(refusal("0/41", "--out", "all"), "40 rows were asked for in 41 shards")
+    assert not Path("all").exists()
+    for shard, samples in (("0/2", "0:20"), ("1/2", "0:41")):
+        asked = (*ASKED[:-1], samples)
+        assert holdfast("evaluate", *asked, "--shard", shard, "--out", "gap").exit_code == 0
+    names(refused("merge", "gap"), "different --samples")
+    assert holdfast("evaluate", *ASKED, "--shard", "0/4", "--out", "gap").exit_code == 0
+    names(refused("merge", "gap"), "gap holds shards of 2, 4")
+    names(refused("merge", "run"), "--out is not given")
+
+
 def test_verify_names_data_with_fewer_rows() -> None:
     x, y = open_data("digits").rows(0, 10)
     np.savez("set.npz", x=x, y=y)

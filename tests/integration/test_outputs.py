@@ -85,7 +85,7 @@ def refused(model: Any, x: np.ndarray, **options: Any) -> str:
         )
     said = str(caught.value)
     assert "\n" not in said
-    assert re.search(r"not supported|only inputs that can change", said)
+    assert re.search(r"not supported|only inputs that can change|--task \"detection", said)
     return said
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +17,18 @@ from holdfast.attacks.problem import Pool, Problem, legal_size
 from holdfast.attacks.result import AttackResult, SearchResult
 from holdfast.bounds.tree_models import trees_of
 from holdfast.errors import AccessError, SpecError, suggest
-from holdfast.losses import LOSSES
+from holdfast.losses import EVERY_LOSS, LOSSES, PIXEL_LOSSES
 from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 # what the author of an attack needs, in one import
 __all__ = [
-    "L2", "LOSSES", "NORMS", "Access", "Attack", "Problem", "State",
+    "EVERY_LOSS", "L2", "LOSSES", "NORMS", "Access", "Attack", "Problem", "State",
     "from_first", "option", "perturb", "run", "wide",
 ]  # fmt: skip
 
@@ -130,9 +129,9 @@ class Attack(Craft, ABC):
                 f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1."
             )
         loss = getattr(self, "loss", "ce")  # also of a class that declares no choices
-        if loss not in LOSSES:
+        if loss not in EVERY_LOSS:
             raise SpecError(
-                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}"
+                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), EVERY_LOSS)}"
             )
 
     def __repr__(self) -> str:
@@ -160,7 +159,7 @@ def run(
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
     Rows are a `Batch` where more than x belongs to them. Where the target's head has a
-    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
+    `truth_task`, y holds its truths [n, ...], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -180,9 +179,8 @@ def run(
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
     if target.head.truth_task is not None:
-        truth = y.reshape(len(y), math.prod(y.shape[1:]))
-        target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
-        y = torch.zeros(len(batch), dtype=torch.int64)
+        target = WithTruth(target)
+        batch, y = target.with_truths(batch, y), torch.zeros(len(batch), dtype=torch.int64)
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
@@ -297,7 +295,7 @@ def perturb(
     pool: Pool | None = None,
 ) -> Tensor:
     """The same rule without counting, for training: all steps on all rows, and the last point,
-    unjudged."""
+    unjudged. Rows of a table are repaired there alone."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
     check_fit(attack, target, threat, pool)
@@ -309,7 +307,9 @@ def perturb(
             result = SearchResult.open(
                 threat.origin(batch.x), legal_size(threat, target, len(batch))
             )
-        p = Problem(target, batch, y, threat, keys, result=result, stop=False, pool=pool)
+        p = Problem(
+            target, batch, y, threat, keys, result=result, stop=False, pool=pool, drafts=True
+        )
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
@@ -340,6 +340,12 @@ def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None 
         raise AccessError(
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
+        )
+    loss = getattr(attack, "loss", "ce")
+    if loss in PIXEL_LOSSES and loss not in target.losses:
+        raise SpecError(
+            f"{attack!r} ascends {loss}, a loss of the pixels of a segmentation, but the model's "
+            f"task is another; losses of any task are {', '.join(LOSSES)}."
         )
     if attack.bounded and not threat.bounded:
         fits = sorted(

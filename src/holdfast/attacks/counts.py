@@ -46,6 +46,9 @@ class Counts:
         self.target, self.norm, self.x, self.y, self.goal = target, norm, x, y, goal
         self.counted, self.budget, self.stop = result is not None, budget, stop
         self.result = result or SearchResult.open(x[:0], x.new_zeros(0))  # that of no rows
+        # whether a search goes on past a success, to the lowest margin: see `Classes.enough`
+        limited = bool((self.result.limit < UNLIMITED).all())
+        self.deeper = stop and target.task.enough > 0 and limited
         self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the result
         self.live = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
@@ -143,6 +146,10 @@ class Counts:
         if not bool(given.all()):
             self._fail(row[~given].unique())
         hit = met[smallest]
+        if self.deeper:
+            self._settle(rows, x[lowest], met[lowest], picked(margin, lowest), count)
+            self.met[rows] = hit
+            return met
         at = smallest[hit]
         self._settle(rows, x[lowest], torch.zeros_like(hit), picked(margin, lowest), count)
         self._settle(rows[hit], x[at], met[at], picked(margin, at), 0)
@@ -210,20 +217,27 @@ class Counts:
         result, at = self.result, self.rows[rows]
         result.charge(at, queries=count, forwards=count * self.target.cost.forwards)
         limit = result.limit[at]
+        self.met[rows] = hit
         if margin is not None:
             legal = self.norm.size(x - self.x[rows]).double() <= limit
             low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
             known = result.margin[at]
-            lower = ((low < known) & result.size[at].isinf()).nonzero()[:, 0]
+            lower = low < known
             result.margin[at] = low.minimum(known)
-            result.best[at[lower]] = x[lower]
-        self.met[rows] = hit
+            first = (lower & result.size[at].isinf()).nonzero()[:, 0]
+            result.best[at[first]] = x[first]
+            if self.deeper:
+                hit = hit & lower
         new = hit.nonzero()[:, 0]
         if len(new):
             found, start = x[new], self.x[rows[new]]
+            if self.deeper:
+                result.size[at[new]] = torch.inf
             result.record(at[new], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                self.live[rows[(result.size[at] <= limit) & (limit < UNLIMITED)]] = False
+                broken = (result.size[at] <= limit) & (limit < UNLIMITED)
+                done = self.target.task.settled(broken, result.margin[at])
+                self.live[rows[done]] = False
 
     def _fail(self, rows: Tensor) -> None:
         self.live[rows] = False

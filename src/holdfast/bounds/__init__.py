@@ -2,6 +2,7 @@
 
 from holdfast.bounds.graph import Graph, trace
 from holdfast.bounds.margins import Bounded, Margins, margins, region
-from holdfast.bounds.propagate import METHODS, Region, Rows
+from holdfast.bounds.propagate import METHODS, Rows
+from holdfast.bounds.regions import Region
 
 __all__ = ["METHODS", "Bounded", "Graph", "Margins", "Region", "Rows", "margins", "region", "trace"]

@@ -13,7 +13,7 @@ def certify(
     adversary: options.ThreatOptions,
     how: options.ModelOptions,
     rows: options.DataOptions,
-    samples: options.Samples = None,
+    part: options.PartOptions,
     proofs: options.ProofOptions,
     groups: options.Groups = None,
     max_seconds: options.MaxSeconds = None,
@@ -28,7 +28,7 @@ def certify(
 
     conditions = [gates.parse(text) for text in gate or ()]
     check_seconds(max_seconds)
-    folder = options.folder_of(model, f"{adversary['threat']}-certify", **where)
+    folder = options.folder_of(model, f"{adversary['threat']}-certify", part["shard"], **where)
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
@@ -41,7 +41,7 @@ def certify(
                 source,
                 options.open_threat(**adversary),
                 **{name: value for name, value in proofs.items() if value is not None},
-                samples=texts.rows_of(samples),
+                samples=options.rows_to_measure(source, **part),
                 seed=seed,
                 max_seconds=max_seconds,
                 out=folder,

@@ -37,7 +37,7 @@ def evaluate(
             metavar="ATTACK",
         ),
     ] = None,
-    samples: options.Samples = None,
+    part: options.PartOptions,
     curve: Annotated[
         str | None,
         options.about_threat(help="Further eps to run at: 0.1,0.2.", metavar="EPS,..."),
@@ -89,7 +89,7 @@ def evaluate(
         raise InputError("--seconds-per-row and --radius are for proofs, which need --certify.")
     check_seconds(max_seconds)
     what = f"{adversary['threat']}-{'custom' if attack else protocol}"
-    folder = options.folder_of(model, what, **where)
+    folder = options.folder_of(model, what, part["shard"], **where)
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
@@ -102,7 +102,7 @@ def evaluate(
                 options.open_threat(**adversary),
                 protocol=protocol,
                 attacks=attack or (),
-                samples=texts.rows_of(samples),
+                samples=options.rows_to_measure(source, **part),
                 epsilons=texts.numbers(curve, "--curve") or None,
                 seed=seed,
                 max_queries=max_queries,

@@ -25,6 +25,7 @@ from holdfast.cli import (
     train,
 )
 from holdfast.cli.command import Action, Command, guarded, with_shared_options
+from holdfast.cli.workers import with_workers
 from holdfast.version import VERSION
 
 COMMANDS: dict[str, Action] = {
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Action] = {
     "list": listing.listing,
     "demo": demo.demo,
 }
+SHARED = "evaluate", "certify"  # whose rows several processes may share
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
 SCHEMA: dict[str, Action] = {"infer": schema.infer}
 
@@ -64,7 +66,10 @@ def _holdfast(
 def _add(group: typer.Typer, commands: dict[str, Action]) -> None:
     for name, command in commands.items():
         said = " ".join((command.__doc__ or "").split())
-        group.command(name, cls=Command, help=said)(guarded(with_shared_options(command)))
+        whole = with_shared_options(command)
+        if name in SHARED:
+            whole = with_workers(name, whole)
+        group.command(name, cls=Command, help=said)(guarded(whole))
 
 
 _generate = typer.Typer(

@@ -90,6 +90,13 @@ Samples = Annotated[
     str | None,
     typer.Option(help="How many rows, or a range start:stop; default all.", metavar="ROWS"),
 ]
+ShardText = Annotated[
+    str | None,
+    about_run(
+        help="Only part i of n of the rows, i from 0, such as 0/4: in --out/shard-0-of-4.",
+        metavar="I/N",
+    ),
+]
 Test = Annotated[
     str | None,
     typer.Option(
@@ -398,9 +405,23 @@ def open_threat(
     return texts.threat_of(threat, texts.limits_of(limits), target, grid, schema)
 
 
+def rows_to_measure(
+    source: "Source", *, samples: Samples = None, shard: ShardText = None
+) -> int | tuple[int, int] | None:
+    """A count of rows or a range of them; None: all."""
+    asked = texts.rows_of(samples)
+    if shard is None:
+        return asked
+    from holdfast.evaluation.prepare import rows_asked
+    from holdfast.evaluation.shards import parse
+
+    return parse(shard).rows(*rows_asked(asked, len(source), source.name))
+
+
 def folder_of(
     model: str,
     what: str,
+    shard: str | None = None,
     *,
     out: Annotated[
         Path | None,
@@ -408,13 +429,19 @@ def folder_of(
     ] = None,
     resume: Resume = False,
 ) -> Path:
-    """The folder of a run, which may have to be there.
+    """The folder of a run, which may have to be there; that of a shard is within.
 
     Raises:
-        InputError: that, and none is named.
+        InputError: that, or there is a shard, and none is named.
     """
     if resume and out is None:
         raise InputError("--resume needs the folder to go on with: give --out.")
+    if shard is not None:
+        from holdfast.evaluation.shards import parse
+
+        if out is None:
+            raise InputError("--shard needs the folder that holds all shards: give --out.")
+        return out / str(parse(shard))
     return out or fresh_folder(model, what)
 
 
@@ -469,3 +496,4 @@ ThreatOptions = Annotated[dict[str, Any], open_threat]
 AccessOptions = Annotated[dict[str, Any], open_attacked]
 ProofOptions = Annotated[dict[str, Any], ladder_of]
 RunOptions = Annotated[dict[str, Any], folder_of]
+PartOptions = Annotated[dict[str, Any], rows_to_measure]

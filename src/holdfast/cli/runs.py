@@ -136,15 +136,30 @@ def compare(
 
 def merge(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN")
+        list[Path],
+        typer.Argument(
+            help="Run folders of disjoint rows, or the one folder of all shards.", metavar="RUN"
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the merged run.", metavar="FOLDER")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the merged run; default, of shards: merged, within theirs.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> int:
-    """Join runs made with --samples start:stop into the run that one process would have written."""
+    """Join runs made with --shard i/n, or with --samples start:stop, into the run that one process
+    would have written."""
     from holdfast.evaluation.merge import merge as join
+    from holdfast.evaluation.shards import is_store
     from holdfast.reporting import html, terminal
     from holdfast.runs.store import untrusted
 
+    if out is None:
+        if len(runs) > 1 or not is_store(runs[0]):
+            raise InputError("--out is not given: name the folder of the merged run.")
+        out = runs[0] / "merged"
     fresh = not out.exists()
     try:
         with untrusted(out):

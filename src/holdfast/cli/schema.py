@@ -32,10 +32,8 @@ def infer(
 
     source = options.open_source(data, **rows)
     columns = source.columns or ()
-    names = [column.name for column in columns]
-    values = {column.name: column.values for column in columns if column.values}
     x = source.rows(0, len(source))[0]
-    schema = Schema.infer(x, names or None, values)
+    schema = Schema.infer(x, [c.name for c in columns] or None, [c.values for c in columns] or None)
     out.write_text(_draft(schema, x, source.name), encoding="utf-8")
     typer.echo(f"schema of {len(schema.names)} columns: {out}. Correct it before it is used.")
     return 0
@@ -47,13 +45,10 @@ def _draft(schema: Schema, x: np.ndarray, name: str) -> str:
 
     head, *others = schema.text().splitlines()
     count = len(schema.features)
-    said = [
-        "texts, which stay as they are; free, with a scale, they may become one another"
-        if feature.type == "category"
-        else seen(x[:, j])
-        for j, feature in enumerate(schema.features)
+    features = [
+        f"{line}  # {seen(x[:, j], feature)}"
+        for j, (line, feature) in enumerate(zip(others, schema.features, strict=False))
     ]
-    features = [f"{line}  # {text}" for line, text in zip(others[:count], said, strict=True)]
     lines = [
         f"# A first draft from {len(x):,} rows of {' '.join(name.split())}: correct it.",
         "# What may an adversary change? Say mutability = 'fixed', 'increase' or 'decrease' where",

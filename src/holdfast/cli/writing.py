@@ -101,10 +101,17 @@ def resumable(folder: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+# of a worker: who started it draws the bar
+listener: Callable[[Progress], None] | None = None
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent
     and left."""
+    if listener is not None:
+        yield listener
+        return
     from rich import progress as parts
     from rich.console import Console
 

@@ -1,29 +1,24 @@
-"""An image folder: one sub-folder a class, decoded by Pillow as rows are asked for."""
+"""An image folder: one sub-folder a class."""
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from collections.abc import Collection
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.data.classes import read_classes
 from holdfast.data.files import printable
-from holdfast.data.images import ENDINGS, MODES, Picture, Resizing, opened, picture_of, pixels_of
-from holdfast.data.source import Source, floats
+from holdfast.data.images import ENDINGS, Resizing
+from holdfast.data.pictures import Pictures
 from holdfast.errors import InputError, suggest
 
 
-class Folder(Source):
-    """Images [1, h, w] where all are grey, else [3, h, w]; labels int64 by the sorted names of the
-    sub-folders.
+class Folder(Pictures):
+    """Pictures with labels int64 by the sorted names of the sub-folders.
 
     Where the folder holds `train` and `test`, `split` chooses, and classes are numbered over both,
-    so that a class absent from one keeps its number. Pictures are turned upright as their EXIF tag
-    says, and transparency is left out.
+    so that a class absent from one keeps its number.
 
     Args:
         classes: a file that says the number of each sub-folder: see `classes.read_classes`.
@@ -44,73 +39,11 @@ class Folder(Source):
         resizing: Resizing | None = None,
     ) -> None:
         found = labelled_files(folder, split, classes, ENDINGS, "images (PNG, JPEG, ...)")
-        self._paths, labels, self.class_names = found
-        self._y, self._scale, self.name = labels, scale, name
-        self._seen = [_header(path) for path in self._paths]
-        self._channels = max(picture.channels for picture in self._seen)
-        self._resizing = resizing
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        sizes = [self._size(picture) for picture in self._seen]
-        (width, height), _ = Counter(sizes).most_common(1)[0]
-        odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
-        if odd is not None:
-            raise InputError(
-                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
-                f"{width} x {height} "
-                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what "
-                "your model takes)."
-            )
-        return self._channels, height, width
-
-    @property
-    def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore
-        usual, turned = MODES[self._channels], sum(picture.turned for picture in self._seen)
-        modes = Counter(p.mode for p in self._seen if p.mode != usual)
-        kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
-        done = {
-            f"every image {self._resizing}": self._resizing is not None,
-            f"{kinds} made {usual.replace('L', 'grey')}": bool(modes),
-            f"{turned:,} turned upright as their EXIF tag says": turned > 0,
-        }
-        said = "; ".join(text for text, holds in done.items() if holds)
-        return (("loading", f"While loading the images: {said}."),) if said else ()
-
-    def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
-        sizes = {self._size(picture) for picture in self._seen}
-        resizing = self._resizing
-        if size is not None and len(sizes) > 1:
-            resizing = Resizing(size)
-        if channels not in (1, 3):
-            channels = self._channels
-        if (channels, resizing) == (self._channels, self._resizing):
-            return self
-        own = copy.copy(self)
-        own._channels, own._resizing = channels, resizing
-        vars(own).pop("shape", None)
-        return own
-
-    def __len__(self) -> int:
-        return len(self._paths)
+        paths, self._y, self.class_names = found
+        super().__init__(paths, name, scale, resizing)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        paths = self._paths[start:stop]
-        pixels = np.empty((len(paths), *self.shape), np.uint8)
-        for row, path in enumerate(paths):
-            with opened(path) as image:
-                pixels[row] = pixels_of(image, self._channels, self._resizing)
-        return floats(pixels, self._scale), self._y[start:stop].copy()
-
-    def _size(self, picture: Picture) -> tuple[int, int]:
-        if self._resizing is None:
-            return picture.width, picture.height
-        return self._resizing.size(picture.width, picture.height)
-
-
-def _header(path: Path) -> Picture:
-    with opened(path) as image:
-        return picture_of(image, path)
+        return self._images(start, stop), self._y[start:stop].copy()
 
 
 def labelled_files(

@@ -26,6 +26,7 @@ class Source(ABC):
         shape: of one input, without the row axis.
         inputs: shapes of x, x2, ..., where a row is several arrays, of which x may change.
         class_names: one text a class, in the order of the labels, where the data names them.
+        objects: one text a class, where truths are boxes or masks, which name several classes.
         columns: of a table: what each feature is called, and how its values are numbers in x.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
@@ -36,6 +37,7 @@ class Source(ABC):
     shape: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...] | None = None
     class_names: tuple[str, ...] | None = None
+    objects: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
     groups: np.ndarray | None = None
     remarks: tuple[tuple[str, str], ...] = ()

@@ -29,14 +29,14 @@ def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
         answers = chance.Answers(label, predicted, facts.model.classes)
         names = facts.data.class_names or [str(c) for c in range(facts.model.classes)]
         return list(_classes(answers, names))
-    if table.num_rows < chance.ENOUGH:
+    find = {"multilabel": _labels, "regression": _outputs}.get(facts.model.task.partition("(")[0])
+    if find is None or table.num_rows < chance.ENOUGH:
         return []
     truth, said = (
         np.array(table.column(name).to_pylist(), float) for name in ("truth", "clean_output")
     )
     known = np.isfinite(said).all(1)
     truth, said = truth[known], said[known]
-    find = {"multilabel": _labels}.get(facts.model.task, _outputs)
     return list(find(truth, said))
 
 

@@ -237,7 +237,9 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     margin, lowest = _margin(target, clean, y), size.clone()
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
     for trial, restart, rank in units:
-        open_ = right & (size.isinf() | (not threat.bounded))
+        open_ = right.clone()
+        if threat.bounded:
+            open_ &= ~target.task.settled(size.isfinite(), lowest)
         open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
         left = open_.nonzero()[:, 0]
         found = run(
@@ -258,6 +260,9 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         smallest = found.size.where(found.broken, torch.inf).cpu()
         reached = found.margin.cpu()
         better = (smallest < size[left]) | (size[left].isinf() & ~(reached > lowest[left]))
+        if target.task.enough and threat.bounded:
+            lower = smallest.isfinite() & (reached < lowest[left])
+            better = lower | (better & size[left].isinf())
         best[left[better]] = found.best[better.to(best.device)]
         size[left[better]] = smallest[better]
         lowest[left] = torch.minimum(lowest[left], reached)

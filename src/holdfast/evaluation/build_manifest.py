@@ -24,7 +24,8 @@ from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
-from holdfast.runs.metrics import corrupted, measure, schema_of, survivors
+from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
+from holdfast.threats.table.schema import Schema
 
 
 def collect(
@@ -91,13 +92,22 @@ def build_manifest(
     folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]
 ) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
+    model, data = facts.model, facts.data
     metrics = measure(
-        table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task
+        table,
+        model.classes,
+        facts.threat.measured,
+        data.class_names,
+        model.task,
+        data.objects,
     )
     # where eps is inf, every round takes all rows, and none is left
     last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
     if last is not None:
         metrics.survivors = survivors(last)
+    if facts.threat.table is not None:
+        relations = list(Schema.parse(facts.threat.table).conditions)
+        metrics.relations = without_relations(table, relations)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)

@@ -25,12 +25,11 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.truths import outputs
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
-from holdfast.targets.target import Target
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.target import Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 
@@ -96,6 +95,7 @@ class SearchSettings:
         None  # network that says how different the examples look
     )
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
+    relations: bool = False  # rows of a table that hold are searched again without relations
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
@@ -117,10 +117,15 @@ class SearchSettings:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
+    @property
+    def keeps_lowest(self) -> bool:
+        """Whether a row that is not broken has an answer under attack of its own."""
+        return isinstance(self.target, WithTruth) and self.target.rule.has_measure
+
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
-        refused = self.target.task.refuses and eps == self.measured[0]
-        return refused or any(trial.attack.warm for trial in self.trials)
+        own = self.target.task.refuses or self.keeps_lowest
+        return (own and eps == self.measured[0]) or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
         return float(legal_size(self.threat, self.target, 1, eps))
@@ -174,6 +179,8 @@ class ChunkState:
         before = self.size[rows] <= limit
         found = new["size"] <= widest  # a search for the smallest may end beyond every eps
         better = found & (new["size"] < self.size[rows])
+        if settings.target.task.enough and unit.eps == own:
+            better = found & (self.size[rows].isinf() | (new["margin"] < self.lowest[rows]))
         kept = better
         if settings.keeps(unit.eps):
             kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows]))
@@ -208,7 +215,8 @@ def search(
         open_ = state.asked.clone()
         # else the smallest of all trials is asked for, and each takes all rows
         if settings.threat.bounded:
-            open_ &= ~(state.size <= settings.limit(settings.sought(unit)))
+            broken = state.size <= settings.limit(settings.sought(unit))
+            open_ &= ~settings.target.task.settled(broken, state.lowest)
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= state.size <= settings.limit(larger[unit.eps])
         if (share := settings.trials[unit.trial].max_margin) < 1:
@@ -368,22 +376,37 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
     clean, attacked = state.clean.scores, found.ruling.scores
     if not isinstance(settings.target, WithTruth) or clean is None or attacked is None:
         return {}
-    truths = state.batch.context[TRUTH]
-    truth, before = outputs(settings.target, truths, clean)
-    after, broken = before.copy(), found.broken.numpy()
-    # one row of torch is no list
-    after[found.at.numpy()[broken]] = outputs(settings.target, truths[found.at], attacked.cpu())[1][
-        broken
-    ]
+    with sealed(settings.seed):
+        truth, before = settings.target.answers(state.batch, clean)
+        broken = found.shown[found.broken]
+        lost = settings.target.answers(broken, attacked.cpu()[found.broken])[1]
+        after = before.clone()
+        if settings.keeps_lowest:
+            after = _at_lowest(settings, state, before)
+    after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
     nothing = np.full(len(state.y), np.nan, np.float32)
     return {
         "clean_confidence": nothing,
         "attacked_confidence": nothing.copy(),
-        "truth": truth,
-        "clean_output": before,
-        "attacked_output": after,
+        "truth": truth.numpy(),
+        "clean_output": before.numpy(),
+        "attacked_output": after.numpy(),
     }
+
+
+def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> Tensor:
+    """What the model answers at the lowest margin that was found for each row; `before` [n, w]
+    where no legal input of a lower one is known."""
+    assert isinstance(settings.target, WithTruth)
+    changed = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
+    changed &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
+    at = (state.asked & changed & ~state.failed).nonzero()[:, 0]
+    after, shown = before.clone(), state.shown(at)
+    scores = judge.rule(settings.target, shown, settings.seed).scores
+    assert scores is not None  # else no answers are held to truths
+    after[at] = settings.target.answers(shown, scores.cpu())[1].to(after.dtype)
+    return after
 
 
 def _refused(settings: SearchSettings, state: ChunkState, robust: Tensor) -> np.ndarray:

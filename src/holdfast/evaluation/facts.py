@@ -61,6 +61,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             total=len(source),
             parts=[ready.rows],
             class_names=list(source.class_names or ()) or None,
+            objects=list(source.objects or ()) or None,
             loading=dict(source.loading),
             groups=None if ready.groups is None else fingerprint(ready.groups),
             columns=columns_of(source),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from holdfast.errors import InputError
 from holdfast.evaluation.build_manifest import add_trials, build_manifest
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
+from holdfast.evaluation.shards import is_store, shards_of
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
@@ -21,23 +23,44 @@ from holdfast.runs.run import Run, folder_of
 
 
 @checked
-def merge(shards: Sequence[Run | Path | str], out: Path | str) -> Run:
+def merge(shards: Sequence[Run | Path | str] | Path | str, out: Path | str | None = None) -> Run:
     """Join finished runs of disjoint rows of the same data under the same question.
 
     Args:
-        shards: the runs, or their folders; in any order.
-        out: a new folder.
+        shards: the runs, or their folders, in any order; or the one folder that holds all shards of
+            a run, each named as `shard-0-of-4`.
+        out: a new folder; None: `merged`, in the folder of all shards.
 
     Raises:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something
-            already.
+            already; a shard of a folder of all is missing or not finished.
     """
-    out, folders = Path(out), [folder_of(shard) for shard in shards]
+    given = [shards] if isinstance(shards, (str, Path)) else list(shards)
+    together = len(given) == 1 and is_store(folder_of(given[0]))
+    folders = [folder_of(shard) for shard in given]
+    if together:
+        out, folders = out or folders[0] / "merged", shards_of(folders[0])
+    if out is None:
+        raise InputError("the folder of the merged run is not named; give out.")
+    out = Path(out)
     refuse_taken(out)
     manifests = _alike(folders)
+    if together:
+        _adjoin(manifests)
     with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, folders)))):
         _merged(manifests, out)
     return Run(out)
+
+
+def _adjoin(manifests: Sequence[tuple[Manifest, Path]]) -> None:
+    """Refuse shards of one folder between which rows are missing."""
+    for (before, one), (after, other) in pairwise(manifests):
+        stop, start = before.data.parts[-1][1], after.data.parts[0][0]
+        if stop < start:
+            raise InputError(
+                f"{one} ends before row {stop} and {other} begins at row {start}: they were run "
+                "with different --samples."
+            )
 
 
 def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:

@@ -34,11 +34,11 @@ from holdfast.evaluation.contract import (
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
 from holdfast.evaluation.tables import broken_rows, in_table
-from holdfast.evaluation.truths import with_truths
+from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.preprocess import Normalize, Resize
+from holdfast.targets.preprocess import BGR, Normalize, Resize
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation, innermost
 from holdfast.threats import spatial
@@ -115,6 +115,7 @@ def prepare(
         noted = averaged(check_model(target, source))
     if threat.schema is None:
         check_range(target, source)
+    source = since(target, source)
     # the first inputs have shown what a plain function gives
     trees = threat.schema is not None and has_trees(target)
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn, trees=trees)
@@ -282,7 +283,7 @@ def channels_of(target: Target) -> int | None:
     inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
-        not isinstance(step, (Normalize, Resize, Defence))
+        not isinstance(step, (BGR, Normalize, Resize, Defence))
         for step in getattr(inner, "preprocess", ())
     ):
         return None

@@ -23,12 +23,11 @@ from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
-from holdfast.evaluation.truths import outputs
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.batch import Batch, joined, read
-from holdfast.targets.target import Target
-from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.targets.target import Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024  # rows asked about at once
@@ -205,7 +204,13 @@ def _statuses(e: Evidence) -> Found:
     if "truth" in columns:
         outputs = [np.stack(list(columns[n])) for n in ("clean_output", "attacked_output")]
         same = np.isclose(*outputs, rtol=0, atol=0, equal_nan=True).all(1)
+        if isinstance(e.target, WithTruth) and e.target.rule.has_measure:
+            truth, margin = np.stack(list(columns["truth"])), columns["margin"].astype(float)
+            same |= np.isclose(e.target.rule.margins(truth, outputs[1]), margin, rtol=0, atol=1e-3)
         yield ~broken & ~same, "have outputs under attack, but are not called broken"
+    if "relations_broken" in columns:
+        searched = np.array([max(one, default=-1) >= 0 for one in columns["relations_broken"]])
+        yield searched & (status != "robust"), "are not robust, but were searched as if they were"
     if "robust_by_refusal" in columns:
         refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
         yield refused & (status != "robust"), "are not robust, but said to be robust by a refusal"
@@ -380,10 +385,11 @@ def _other_outputs(
     say: [m] bool."""
     same = np.ones(len(rows), dtype=bool)
     if isinstance(e.target, WithTruth) and ruling.scores is not None and len(rows):
-        found = outputs(e.target, rows.context[TRUTH], ruling.scores.cpu())
-        for column, value in zip(("truth", name), found, strict=True):
-            said = np.stack(list(e.columns[column][at]))
-            same &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+        with sealed(e.manifest.seed):
+            found = e.target.answers(rows, ruling.scores.cpu())
+        truth, answer = (np.stack(list(e.columns[column][at])) for column in ("truth", name))
+        same = np.isclose(truth, found[0].numpy(), rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+        same &= e.target.rule.same(answer, found[1].numpy())
     return ~same
 
 

@@ -36,16 +36,18 @@ def broken_rows(source: Source, threat: Threat, dtype: torch.dtype) -> list[Find
     if schema is None:
         return []
     threat.check_shape(tuple(source.shape))
-    held = torch.zeros(len(schema.rules), dtype=torch.bool)
+    rules = list(enumerate(schema.rules))
+    form = [j for j, rule in rules[len(schema.conditions) :] if rule.endswith(FORMAT)]
+    held = torch.zeros(len(rules), dtype=torch.bool)
     found: dict[int, str] = {}
     for start, broken in _broken(source, schema, dtype):
         held |= (broken == 0).any(0)
         for row in (broken > 0).any(1).nonzero()[:, 0].tolist():
+            if misread := [j for j in form if broken[row, j] > 0]:
+                raise InputError(_misread(source, start + row, schema, misread[0]))
             at = int((broken[row] > 0).nonzero()[0])
-            what = schema.rules[at]
-            if what.endswith(FORMAT):
-                raise InputError(_misread(source, start + row, schema, at))
-            found[start + row] = f"{start + row} ({what}, by {float(broken[row, at]):.4g})"
+            size = float(broken[row, at])
+            found[start + row] = f"{start + row} ({schema.rules[at]}, by {size:.4g})"
     if not bool(held.all()):
         rule = schema.rules[int((~held).nonzero()[0])]
         raise InputError(

@@ -30,7 +30,7 @@ from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
 from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.tables import broken_rows, in_table
-from holdfast.evaluation.truths import with_truths
+from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
@@ -174,7 +174,9 @@ def _all(
         )
         return
     yield from claims(manifest, asked, target, source, labels, groups, table)
-    if manifest.model.classes == target.task.k:  # else there may be no room for a table of so many
+    if (
+        manifest.model.classes == target.describe()["classes"]
+    ):  # else there may be no room for a table of so many
         yield from _figures(folder, manifest, table)
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
@@ -201,7 +203,7 @@ def _as_measured(
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     find_reading(target, source)  # of the other members of an ensemble, as the run found it
-    return target, source, asked, labels
+    return target, since(target, source), asked, labels
 
 
 def _network(manifest: Manifest, network: PerceptualDistance | None) -> Iterator[str]:

@@ -134,6 +134,15 @@ def _result(manifest: Manifest) -> list[str]:
         for name, share in figures
         if share is not None
     ]
+    rows += [
+        [
+            f"{_text(name)}, clean and under attack",
+            f"{words.number(of.clean)}, {words.number(of.attacked)}",
+            "" if of.interval is None else words.span(of.interval),
+            "" if of.interval is None else f"{of.interval.n:,}",
+        ]
+        for name, of in m.of_task.items()
+    ]
     return [
         _text(
             " ".join(

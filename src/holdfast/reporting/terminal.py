@@ -57,11 +57,14 @@ def summary(manifest: Manifest) -> RenderableType:
 def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
     table = columns("figure", "value", "95 % interval", "of")
-    bounded = words.bounded(manifest)
+    bounded, without = words.bounded(manifest), None
+    if words.without_relations(manifest) and m.relations is not None:
+        without = m.relations.robust_accuracy
     for label, share, shown in (
         ("clean accuracy", m.clean_accuracy, True),
         ("robust accuracy", m.robust_accuracy, bounded),
         ("robust accuracy, as 8-bit images", m.accuracy_8bit, bounded),
+        ("robust accuracy, without relations", without, bounded),
         ("certified accuracy", m.certified_accuracy, True),
         ("attack success rate", m.attack_success_rate, True),
     ):
@@ -87,6 +90,10 @@ def _figures(manifest: Manifest) -> Table:
         if pair.clean is not None:
             both = ", ".join(map(words.percent, (pair.clean, pair.attacked)))
             table.add_row(f"{label}, clean and under attack", both, "", "")
+    for label, figure in m.of_task.items():
+        both = ", ".join(map(words.number, (figure.clean, figure.attacked)))
+        span = "" if figure.interval is None else words.span(figure.interval)
+        table.add_row(f"{label}, clean and under attack", both, span, "")
     if m.errors is not None:
         for label, share in (("clean", m.errors.clean), ("attacked", m.errors.attacked)):
             table.add_row(f"{label} error, median", words.number(share.median), "", f"{share.n:,}")

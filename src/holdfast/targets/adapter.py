@@ -21,6 +21,7 @@ from holdfast.data.columns import Column
 from holdfast.errors import InputError, first_line
 from holdfast.targets.target import Access, Pullback, refuse_texts
 from holdfast.targets.trees import NO_TREES, Trees
+from holdfast.tasks import Form
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
@@ -47,6 +48,7 @@ class Adapter(ABC):
     rewrites: bool = False  # the model was seen to change its input in place
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
     class_labels: tuple[Any, ...] | None = None  # what the model calls its classes; None: 0..k-1
+    form: Form | None = None  # of its outputs, where it gives several, side by side
     numbers: str | None = (
         None  # its outputs are no scores of classes: what to say where they are taken for some
     )
@@ -85,6 +87,10 @@ class Adapter(ABC):
         raise InputError(
             f"not supported: proofs of a model of {names}, whose graph is not known in torch."
         )
+
+    def whole(self) -> Adapter:
+        """The same model, giving all of its outputs side by side where there are several."""
+        return self
 
     def digest(self) -> bytes:
         """A hash of all that decides the output."""
@@ -203,6 +209,23 @@ def digest_of_files(path: Path) -> bytes:
     return digest.digest()
 
 
+def of_dicts(output: Any) -> bool:
+    """Whether a model gives a list of dicts, one a row, as detectors of objects do."""
+    listed = isinstance(output, (list, tuple)) and len(output) > 0
+    return listed and all(hasattr(part, "keys") for part in output)
+
+
+def named(output: Any) -> dict[str, Any]:
+    """The parts of a model's output by name or place; one alone as logits."""
+    if is_dataclass(output) and not hasattr(output, "keys"):
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items() if part is not None}
+    if isinstance(output, (list, tuple)):
+        return {str(place): part for place, part in enumerate(output)}
+    return {"logits": getattr(output, "logits", output)}
+
+
 def chosen(output: Any, output_name: str | int | None) -> Any:
     """The scores among a model's outputs: the one that is wanted, the only one, or the one called
     logits.
@@ -210,25 +233,13 @@ def chosen(output: Any, output_name: str | int | None) -> Any:
     Raises:
         InputError: there are several, and none is wanted; or the wanted one is not among them.
     """
-    if (
-        isinstance(output, (list, tuple))
-        and output
-        and all(hasattr(part, "keys") for part in output)
-    ):
+    if of_dicts(output):
         raise InputError(
             f"the model returns a {type(output).__name__} of dicts "
-            f"({', '.join(map(str, output[0].keys()))}), as "
-            "detectors of objects do; detection is not supported: a model gives one row of scores "
-            "an input."
+            f"({', '.join(map(str, output[0].keys()))}), as detectors of objects do: say --task "
+            '"detection(iou=0.5, score=0.5)", with the boxes of each image as its truth.'
         )
-    if is_dataclass(output) and not hasattr(output, "keys"):
-        output = {field.name: getattr(output, field.name) for field in fields(output)}
-    if isinstance(output, Mapping):
-        found = {str(name): part for name, part in output.items() if part is not None}
-    elif isinstance(output, (list, tuple)):
-        found = {str(place): part for place, part in enumerate(output)}
-    else:
-        found = {"logits": getattr(output, "logits", output)}
+    found = named(output)
     name, said = str(output_name), f"{output_name!r} is not among them"
     if output_name is None:
         name, said = "logits", "none was chosen"

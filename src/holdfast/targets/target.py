@@ -28,7 +28,7 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
 from holdfast.targets.head import Head
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Form
 from holdfast.tensors import as_tensor
 
 Pullback = Callable[[Tensor], Tensor]
@@ -186,11 +186,13 @@ class Target(ABC):
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
+    form: Form = Form()  # of its outputs, where the task is not one of classes
     shape: tuple[int, ...] | None = None
     head: Head = Head()
     inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
+    losses: Sequence[str] = ()  # of its task alone, which attacks may ascend: see `ascending`
 
     @cached_property
     def identity(self) -> Identity:
@@ -244,6 +246,10 @@ class Target(ABC):
         """
         z, pullback = self.linearize(x)
         return z, pullback(cotangent(z))
+
+    def ascending(self, loss: str) -> Target:
+        """The same target, whose gradients are those of one of its `losses`; its scores stay."""
+        return self
 
     @abstractmethod
     def scores(self, x: Rows) -> Tensor:

@@ -3,7 +3,8 @@ batch, and the model is asked whether it is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,20 +15,25 @@ from holdfast.errors import InputError
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.head import Head
 from holdfast.targets.target import Access, Inputs, Pullback, Target
-from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
-from holdfast.tasks import Classes, TaskWithTruth
+from holdfast.targets.wrappers import (
+    Around,
+    Ensemble,
+    ExpectationOverTransformation,
+    innermost,
+)
+from holdfast.tasks import Classes, Form, TaskWithTruth
 
-TRUTH = "truth"  # the column of the context: [n, k]
+TRUTH = "truth"  # the column of the context: [n, ...]
 
 
 class WithTruth(Around):
     """A model of k outputs as a classifier whose class 0 is "right": see `holdfast.tasks`.
 
-    The context of each batch holds the truths [n, k].
+    The context of each batch holds the truths, as the task's `truths` makes them.
 
     ```python
     judged = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
-    rows, right = Batch(x, {"truth": truth}), torch.zeros(n).long()
+    rows, right = judged.with_truths(Batch(x), y), torch.zeros(n).long()
     found = run(parse("apgd"), judged, rows, right, Threat.linf(0.1))
     ```
 
@@ -41,8 +47,12 @@ class WithTruth(Around):
                 "a truth goes with a bound model whose task says what is right: wrap(..., "
                 "task=...)."
             )
-        self.rule: TaskWithTruth = inner.head.truth_task
         self.k = inner.task.k
+        form = innermost(inner).form
+        self.said = inner.head.truth_task
+        self.rule: TaskWithTruth = self.said.fitted(
+            form if form.parts else Form((("", (self.k,)),))
+        )
         if inner.access < Access.SCORES:
             raise InputError(f"the model gives labels alone, but {self.rule} needs its outputs.")
         at = inner
@@ -61,16 +71,51 @@ class WithTruth(Around):
 
     @head.setter
     def head(self, head: Head) -> None:
-        self.inner.head = replace(head, truth_task=self.rule)
+        self.inner.head = replace(head, truth_task=self.said)
 
     @cached_property
     def task(self) -> Classes:
-        return Classes(1 + len(self.rule.wrong_answers([""] * self.k)))
+        wrong = len(self.rule.wrong_answers([""] * self.k))
+        return Classes(1 + wrong, enough=self.rule.enough)
 
     @property
     def inputs(self) -> Inputs:
         inner = self.inner.inputs
-        return replace(inner, context={**inner.context, TRUTH: (self.k,)})
+        return replace(inner, context={**inner.context, TRUTH: self.rule.truth_form})
+
+    def with_truths(self, rows: Rows, y: Tensor) -> Batch:
+        """Rows whose truths are y [n, ...], as the model is asked about them.
+
+        Raises:
+            InputError: they are no truths of this task.
+        """
+        batch = Batch.of(rows)
+        truth = torch.from_numpy(self.rule.truths(y.cpu().numpy(), 0, "y")).to(batch.x)
+        return self.since(Batch(batch.x, {**batch.context, TRUTH: truth}))
+
+    def since(self, batch: Batch) -> Batch:
+        """Rows with the truths that an adversary is held to, where their clean outputs count."""
+        if not self.rule.relative:
+            return batch
+        inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
+
+    def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
+        [n, w]. Rows are asked about again where scores do not say their outputs."""
+        truth = self._parts(batch)[1]
+        z = self.rule.outputs(scores, truth.to(scores))
+        if z is not None or not len(batch):
+            return self.rule.kept(truth, scores.new_zeros(0, self.k) if z is None else z)
+        placed = self.batcher.place(batch)
+
+        def ask(part: slice) -> tuple[Tensor, Tensor]:
+            inner, truth = self._parts(placed[part])
+            return self.rule.kept(truth, self.inner.scores(inner))
+
+        truths, answers = zip(*self.batcher.parts(ask, len(batch)), strict=True)
+        return torch.cat(truths).cpu(), torch.cat(answers).cpu()
 
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)
@@ -98,11 +143,21 @@ class WithTruth(Around):
         _, g = self.inner.pull(batch, through)
         return kept[-1], g
 
+    @property
+    def losses(self) -> Sequence[str]:
+        return self.rule.losses
+
+    def ascending(self, loss: str) -> Target:
+        own = copy.copy(self)
+        own.rule = self.rule.ascending(loss)
+        return own
+
     def describe(self) -> dict[str, object]:
-        return super().describe() | {"task": str(self.rule)}
+        said = super().describe() | {"task": str(self.rule)}
+        return said | ({"classes": self.task.k} if self.rule.structured else {})
 
     def _parts(self, x: Rows) -> tuple[Batch, Tensor]:
-        """The model's own rows, and their truths [n, k]."""
+        """The model's own rows, and their truths [n, ...]."""
         batch = Batch.of(x)
         return batch.without(TRUTH), batch.context[TRUTH]
 

@@ -3,6 +3,7 @@ attack."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class Around(Target):
     """A target that answers through another one, and is like it in all else."""
 
     access, task, bounds, shape = map(_of_inner, ("access", "task", "bounds", "shape"))
-    inputs, cost, gradients = map(_of_inner, ("inputs", "cost", "gradients"))
+    inputs, cost, gradients, losses = map(_of_inner, ("inputs", "cost", "gradients", "losses"))
     head, identity, batcher = map(_of_inner, ("head", "identity", "batcher"))
 
     def __init__(self, inner: Target) -> None:
@@ -81,6 +82,11 @@ class Around(Target):
     def inwards(self, x: Rows) -> Rows:
         """Rows as the inner target takes them."""
         return x
+
+    def ascending(self, loss: str) -> Target:
+        own = copy.copy(self)
+        own.inner = self.inner.ascending(loss)
+        return own
 
     def scores(self, x: Rows) -> Tensor:
         return self.inner.scores(self.inwards(x))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import L2, LOSSES, Access, Attack, Problem, option, wide
+from holdfast.attacks.attack import EVERY_LOSS, L2, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.checkpoints import Climb, check
 
 
@@ -32,7 +32,7 @@ class ACG(Attack):
     norms = frozenset({"linf", "l2"})
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("margin", "loss that is ascended", choices=LOSSES)
+    loss: str = option("margin", "loss that is ascended", choices=EVERY_LOSS)
     rho: float = option(0.75, "halve where at most this share of steps rose", at_least=0, at_most=1)
 
     def start(self, p: Problem) -> Conjugate:

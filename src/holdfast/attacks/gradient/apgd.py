@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
+from holdfast.attacks.attack import EVERY_LOSS, Access, Attack, Problem, option
 from holdfast.attacks.gradient.apgd_l1 import SparseSteps
-from holdfast.attacks.shared.checkpoints import Climb, check
+from holdfast.attacks.shared.checkpoints import Climb, check, onward
 
 
 class HalvedSteps:
@@ -20,9 +20,7 @@ class HalvedSteps:
         return Climb.at(d, *a.ask(p, d), size=2)
 
     def step(self, a: APGD, p: Problem, s: Climb, t: int) -> Climb:
-        ahead = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(s.g))
-        pull = 0.75 if t else 1.0
-        d = p.project(s.d + pull * (ahead - s.d) + (1 - pull) * (s.d - s.before))
+        d = onward(p, s, t, p.eps)
         return check(s.advanced(d, *a.ask(p, d)), a.steps, t, a.rho)[1]
 
 
@@ -39,7 +37,7 @@ class APGD(Attack):
     variants: ClassVar = {"linf": HalvedSteps(), "l2": HalvedSteps(), "l1": SparseSteps()}
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
+    loss: str = option("ce", "loss that is ascended", choices=EVERY_LOSS)
     rho: float = option(
         0.75,
         "halve where at most this share of steps raised the loss; not in L1",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Problem
-from holdfast.attacks.shared.checkpoints import Climb
+from holdfast.attacks.shared.checkpoints import Climb, stage
 from holdfast.norms import sparse, wide
 
 
@@ -44,15 +44,6 @@ class SparseSteps:
         sparser = entries < 0.95 * s.checked
         size = torch.where(sparser, 1, (s.size / 1.5).clamp_min(0.1))
         return s._replace(checked=entries, size=size).back(sparser)
-
-
-def stage(steps: int, t: int) -> tuple[int, int, float]:
-    """The first step of the stage of step t, its number of steps and its radius in eps."""
-    part = int(0.3 * steps)
-    for first, radius in ((0, 3.0), (part, 2.0)):
-        if t < first + part:
-            return first, part, radius
-    return 2 * part, steps - 2 * part, 1.0
 
 
 def _inside(p: Problem, d: Tensor) -> Tensor:

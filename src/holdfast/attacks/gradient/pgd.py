@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import EVERY_LOSS, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import MomentumState, accumulated
 
 STARTS = ("ball", "sphere", "zero", "best")
@@ -35,7 +35,7 @@ class PGD(Attack):
 
     steps: int = option(40, "gradient steps")
     step_size: float = option(0.1, "fraction of eps", above=0)
-    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
+    loss: str = option("ce", "loss that is ascended", choices=EVERY_LOSS)
     start_at: str = option(
         "ball", "where it starts; best: the best point known before", choices=STARTS
     )

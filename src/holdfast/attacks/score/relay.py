@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import EVERY_LOSS, Access, Attack, Problem, option
 from holdfast.attacks.shared.random_search import begin, halved, keep_better
 from holdfast.attacks.shared.square_proposals import VARIANTS, propose, start_option
 
@@ -40,7 +40,7 @@ class Relay(Attack):
     step_size: float = option(
         0.25, "of every other climb, a fraction of eps; a fifth of it in those between", above=0
     )
-    loss: str = option("margin", "loss that is climbed", choices=LOSSES)
+    loss: str = option("margin", "loss that is climbed", choices=EVERY_LOSS)
     start_at: str = start_option()
 
     @property

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
 
 
@@ -73,3 +74,24 @@ def check(s: Climb, steps: int, t: int, rho: float) -> tuple[Tensor | None, Clim
     size = s.size.where(~halve, s.size / 2)
     s = s._replace(checked=s.best_value, rises=s.rises * 0, halved=halve, size=size)
     return halve, s.back(halve)
+
+
+def stage(steps: int, t: int, widest: float = 3.0) -> tuple[int, int, float]:
+    """The first step of the stage of step t, its number of steps and its radius in eps: the widest
+    for the first 0.3 of the steps, then halfway to 1, and 1 for the last 0.4."""
+    part = int(0.3 * steps)
+    for first, radius in ((0, widest), (part, (widest + 1) / 2)):
+        if t < first + part:
+            return first, part, radius
+    return 2 * part, steps - 2 * part, 1.0
+
+
+def onward(p: Problem, s: Climb, t: int, eps: Tensor) -> Tensor:
+    """Auto-PGD's next point: a step of steepest ascent, and a quarter of the move before it."""
+
+    def project(d: Tensor) -> Tensor:
+        return p.norm.project(d, eps, p.lo, p.hi)
+
+    ahead = project(s.d + wide(s.size, s.d) * eps * p.steepest(s.g))
+    pull = 0.75 if t else 1.0
+    return project(s.d + pull * (ahead - s.d) + (1 - pull) * (s.d - s.before))

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast.data.columns import CATEGORY, Column, frame, places
-from holdfast.errors import InputError, listed, suggest
+from holdfast.errors import InputError, first_line, listed, suggest
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access, refuse_texts
@@ -55,9 +55,9 @@ class Columns:
             odd = [value for value in column.values if known is not None and value not in known]
             if odd:
                 raise InputError(
-                    f"column {column.name} holds {odd[0]!r}, a category that the model did not see "
-                    f"in training; it knows {listed(known or (), 10)}. Drop the rows that hold it, "
-                    "or map it to one of these."
+                    f"column {column.name} holds {odd[0]!r}, a category that the model was not "
+                    f"fitted on; it knows {listed(known or (), 10)}. Leave such rows out, or "
+                    "fit it on rows that hold it."
                 )
         return [places[name] for name in self.names]
 
@@ -125,7 +125,16 @@ class ArrayModel(Adapter):
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
-        z = self.function(self._rows(given))
+        rows = self._rows(given)
+        try:
+            z = self.function(rows)
+        except Exception as error:
+            if (seen := self._unseen(error)) is not None:
+                raise InputError(
+                    f"{seen}, a category that the model was not fitted on ({first_line(error)}); "
+                    "leave such rows out, or fit it on rows that hold it."
+                ) from error
+            raise
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
 
@@ -152,6 +161,15 @@ class ArrayModel(Adapter):
         if self._table is None or self._order is None:
             return self.columns.unnamed(x)
         return self.columns.rows(x[:, self._order], [self._table[place] for place in self._order])
+
+    def _unseen(self, error: Exception) -> str | None:
+        """Which text of a column an error of the model calls an unknown category."""
+        said = str(error)
+        if "unknown categor" not in said.lower():
+            return None
+        pairs = ((c.name, value) for c in self._table or () for value in c.values)
+        named = ((name, value) for name, value in pairs if repr(value) in said)
+        return next((f"column {name} holds {value!r}" for name, value in named), None)
 
     def trees(self) -> Trees:
         if self._trees is None:

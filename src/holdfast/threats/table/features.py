@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from holdfast.errors import SpecError, suggest
+import numpy as np
+
+from holdfast.errors import InputError, SpecError, listed, suggest
 
 TYPES = ("real", "integer", "binary", "ordinal", "category")
 MUTABILITIES = ("free", "increase", "decrease", "fixed")
@@ -54,6 +56,12 @@ class Feature:
             raise SpecError(
                 f"feature {self.name} has the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], "
                 "whose low is above the high."
+            )
+        low, high = self.bounds
+        if self.whole and high - low < 1 and math.ceil(low) > math.floor(high):
+            raise SpecError(
+                f"feature {self.name} is {self.type}, but no whole number lies within its bounds "
+                f"[{low:g}, {high:g}]."
             )
         if not self.change[0] <= 0 <= self.change[1]:
             raise SpecError(
@@ -115,6 +123,21 @@ class Feature:
         """The numbers of named values."""
         named = self.values and isinstance(self.values[0], str)
         return dict(zip(self.values, self.levels, strict=True)) if named else {}
+
+    def numbers(self, cells: np.ndarray) -> np.ndarray:
+        """The values of a column of a table [n] as the numbers that rows hold.
+
+        Raises:
+            InputError: a text is none of its values.
+        """
+        if not self.names:
+            return cells
+        if unknown := [cell for cell in cells if cell not in self.names]:
+            raise InputError(
+                f"the column {self.name} has {unknown[0]!r:.60}, which is none of its values: "
+                f"{listed(self.values, 5)}."
+            )
+        return np.array([self.names[cell] for cell in cells])
 
     @property
     def reach(self) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ LEAST = 3  # columns of a one-hot group
 
 
 def infer(
-    x: np.ndarray, names: Sequence[str], values: Mapping[str, Sequence[Any]]
+    x: np.ndarray, names: Sequence[str], texts: Sequence[Sequence[str]]
 ) -> tuple[list[Feature], dict[str, list[str]]]:
     """The features and the one-hot groups that rows x [n, features] show; all but those of one
-    value, and those whose numbers mean `values`, may change, within what was seen.
+    value may change, within what was seen. `texts`: of each column those that its numbers 0, 1, ...
+    mean, or none.
 
     Raises:
         InputError: there are no rows, or one holds no finite number.
@@ -31,21 +32,52 @@ def infer(
         raise InputError(
             f"row {row} has {x[row, at]:g} in the column {names[at]}; expected numbers."
         )
-    features = [_feature(name, x[:, j], values.get(name, ())) for j, name in enumerate(names)]
+    features = [
+        _feature(name, x[:, j], values)
+        for j, (name, values) in enumerate(zip(names, texts, strict=True))
+    ]
     return features, _groups(x, features)
 
 
-def seen(column: np.ndarray) -> str:
+def seen(column: np.ndarray, feature: Feature) -> str:
     """What a column holds, in few words."""
     count = len(np.unique(column))
     if count == 1:
         return "one value"
+    if feature.values:
+        return f"{count:,} values"
     return f"{count:,} values, median {np.median(column):.6g}"
 
 
-def _feature(name: str, column: np.ndarray, values: Sequence[Any]) -> Feature:
+def coded(table: Any) -> tuple[np.ndarray, list[Sequence[str]]]:
+    """The rows of an array or a DataFrame as numbers [n, features], and of each column the texts
+    that its numbers mean: sorted, or in the order of a categorical column.
+
+    Raises:
+        TypeError, ValueError: it holds what is neither.
+    """
+    if not hasattr(table, "columns"):
+        rows = np.atleast_1d(np.asarray(table, dtype=np.float64))
+        return rows, [()] * rows.shape[-1]
+    columns, texts = list[np.ndarray](), list[Sequence[str]]()
+    for place in range(table.shape[1]):
+        cells = table.iloc[:, place]
+        known = getattr(cells.dtype, "categories", None)
+        if known is None and cells.dtype.kind == "O":
+            known = sorted(set(cells))
+        if known is None or not all(isinstance(value, str) for value in known):
+            columns.append(cells.to_numpy(np.float64))
+            texts.append(())
+            continue
+        codes = {value: code for code, value in enumerate(known)}
+        columns.append(np.array([codes.get(cell, np.nan) for cell in cells]))
+        texts.append(tuple(known))
+    return np.stack(columns, 1), texts
+
+
+def _feature(name: str, column: np.ndarray, values: Sequence[str]) -> Feature:
     if values:
-        return Feature(name, "category", "fixed", values=tuple(values))
+        return Feature(name, "category", values=tuple(values))
     low, high = float(column.min()), float(column.max())
     if low == high:
         return Feature(name, "real", "fixed", (low, high))

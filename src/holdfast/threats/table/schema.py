@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError, SpecError, suggest
+from holdfast.errors import InputError, SpecError, listed, suggest
+from holdfast.tensors import as_tensor
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Number
 from holdfast.threats.table.features import FREE, Feature, is_number
-from holdfast.threats.table.infer import infer
+from holdfast.threats.table.infer import coded, infer
 from holdfast.threats.table.language import Vocabulary
 from holdfast.threats.table.projection import project
 from holdfast.threats.table.repair import Mender, Rows
@@ -101,10 +102,17 @@ class Schema:
         found = {
             name: words.condition(text, f"relation {name}") for name, text in self.relations.items()
         }
-        for name, text in self.derived.items():
-            formula = words.number(text, f"derived feature {name}")
-            column = Column(self.names.index(name))
-            found[name] = Comparison(column, "==", formula, self.tolerance)
+        formulas = {
+            self.names.index(name): words.number(text, f"derived feature {name}")
+            for name, text in self.derived.items()
+        }
+        if circle := formulas.keys() - dict(_ordered(formulas)).keys():
+            raise SpecError(
+                f"the derived features {listed([self.names[j] for j in sorted(circle)], 5)} cannot "
+                "be computed: their formulas go in a circle."
+            )
+        for j, formula in formulas.items():
+            found[self.names[j]] = Comparison(Column(j), "==", formula, self.tolerance)
         return found
 
     @cached_property
@@ -126,13 +134,19 @@ class Schema:
 
     # ------------------------------------------------------------------ rows
 
-    def violations(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def violations(self, x: Any, start: Any = None) -> Tensor:
         """How far rows x [n, features] are from each of the `rules`: [n, rules] float64; 0: it
         holds.
 
-        `start`: the rows that they were made of; without them nothing is said of mutability.
+        Rows are a tensor, an array, or a DataFrame, whose columns are taken by their names.
+        `start`: those that they were made of; without them nothing is said of mutability.
+
+        Raises:
+            InputError: they have other columns, or a text that is none of a column's values.
+            SpecError: they hold what is no number.
         """
-        x = x.double()
+        x = self._numbers(x).double()
+        start = start if start is None else self._numbers(start)
         columns = x.T.contiguous()
         parts = [c.distance(columns)[:, None] for c in self.conditions.values()]
         for group in self.members.values():
@@ -141,8 +155,10 @@ class Schema:
         parts += [self._of_types(columns), self._of_bounds(x), self._of_changes(x, start)]
         return torch.cat(parts, 1)
 
-    def legal(self, x: Tensor, start: Tensor) -> Tensor:
-        """Whether an adversary may make rows x of rows `start`: [n] bool."""
+    def legal(self, x: Any, start: Any) -> Tensor:
+        """Whether an adversary may make rows x of rows `start`: [n] bool; rows as in
+        `violations`."""
+        x, start = self._numbers(x), self._numbers(start)
         finite = x.isfinite().all(1)
         return finite & (self.violations(x, start) == 0).all(1)
 
@@ -196,6 +212,25 @@ class Schema:
                 share[left] = (reached[left] + over[left]) / 2
         return found
 
+    def drafted(
+        self, x: Tensor, proposed: Tensor, size: Callable[[Tensor], Tensor], limit: Tensor
+    ) -> Tensor:
+        """Rows near the proposed ones in which the features that formulas say follow from the
+        others, as `repaired` takes and gives them; types, groups and other relations need not
+        hold, and where a formula bends the size may be somewhat larger."""
+        if x.device.type != "cpu":
+            return self.drafted(x.cpu(), proposed.cpu(), size, limit.cpu()).to(x.device)
+        start, (low, high) = x.double(), self.limits(x)
+        found, share = proposed, torch.ones_like(limit)
+        for _ in range(2):  # the second time shorter by as much as the first was too long
+            share = share * limit / size((found - start) / self.unit).maximum(limit)
+            ahead = start + share[:, None] * (proposed - start)
+            own, least, most, point = (part.T.contiguous() for part in (start, low, high, ahead))
+            rows = Rows(own, least, most, point, x.dtype)
+            self.mender.compute(rows)
+            found = rows.found.T
+        return found.to(x.dtype)
+
     def gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """Gradients g on rows x as ones on the features that others do not determine: [n,
         features]."""
@@ -219,32 +254,26 @@ class Schema:
     def infer(
         x: Any,
         names: Sequence[str] | None = None,
-        values: Mapping[str, Sequence[Any]] | None = None,
+        texts: Sequence[Sequence[str]] | None = None,
     ) -> Schema:
         """A first draft from rows x [n, features], an array of numbers or a DataFrame: types,
-        bounds and one-hot groups, as the rows show them. All may change but what has one value,
-        and texts, which are categories.
+        bounds and one-hot groups, as the rows show them. All may change but what has one value.
 
-        `values`: what the numbers 0, 1, ... of a column mean, by its name.
+        Args:
+            names: of the columns; default: those of the DataFrame, or x1, x2, ...
+            texts: of each column of numbers the texts that 0, 1, ... mean, where it has some.
 
         Raises:
             InputError: it is no table of finite numbers and texts.
         """
-        values = dict(values or {})
-        if hasattr(x, "columns"):
-            x, names = x.copy(), [str(name) for name in x.columns]
-            x.columns = names
-            for name in names:
-                if x[name].dtype.kind not in "iufb":
-                    coded = x[name].astype("category").cat
-                    values[name], x[name] = coded.categories.tolist(), coded.codes
         try:
-            rows = np.atleast_1d(np.asarray(x, dtype=np.float64))
+            rows, own = coded(x)
         except (TypeError, ValueError) as error:
             raise InputError(f"a schema is inferred from rows of numbers: {error}.") from None
-        if names is None:
-            names = [f"x{j + 1}" for j in range(rows.shape[-1])]
-        return Schema(*infer(rows, [str(name) for name in names], values))
+        known = getattr(x, "columns", None) if names is None else names
+        if known is None:
+            known = [f"x{j + 1}" for j in range(rows.shape[-1])]
+        return Schema(*infer(rows, [str(name) for name in known], own if texts is None else texts))
 
     @staticmethod
     def load(path: Path | str) -> Schema:
@@ -255,6 +284,10 @@ class Schema:
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise SpecError(f"there is no schema {path}; check its path.") from None
+        except IsADirectoryError:
+            raise SpecError(f"the schema {path} is a folder; expected a file of TOML.") from None
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise SpecError(f"the schema {path} cannot be read as text: {error}.") from None
         try:
@@ -304,6 +337,25 @@ class Schema:
         return hashlib.sha256(self.text().encode()).hexdigest()
 
     # ------------------------------------------------------------------ inside
+
+    def _numbers(self, x: Any) -> Tensor:
+        """Rows as a tensor [n, features]."""
+        if hasattr(x, "columns"):
+            known = [str(name) for name in x.columns]
+            if missing := [name for name in self.names if name not in known]:
+                raise InputError(
+                    f"the rows lack the column {missing[0]}; {suggest(missing[0], known)}"
+                )
+            cells = [x.iloc[:, known.index(feature.name)] for feature in self.features]
+            pairs = zip(self.features, cells, strict=True)
+            x = np.stack([feature.numbers(column.to_numpy()) for feature, column in pairs], 1)
+        x = as_tensor(x, "rows of a table")
+        if x.ndim != 2 or x.shape[1] != len(self.names):
+            raise InputError(
+                f"the schema names {len(self.names)} columns, but the rows have the shape "
+                f"{tuple(x.shape)}; expected [n, {len(self.names)}]."
+            )
+        return x
 
     @cached_property
     def _words(self) -> Vocabulary:

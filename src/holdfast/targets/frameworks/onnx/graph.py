@@ -1,5 +1,8 @@
 """The nodes of an ONNX graph, run in torch one after the other."""
 
+from __future__ import annotations
+
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,9 @@ from torch import Tensor
 
 from holdfast.targets.adapter import chosen
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
+from holdfast.tasks import side_by_side
+
+ALL = "*"  # the outputs that are taken: all of them, side by side
 
 
 class Graph:
@@ -17,7 +23,7 @@ class Graph:
         self, onnx: Any, proto: Any, entry: str, exits: list[str], output: str | int | None
     ) -> None:
         self.entry, self.exits, self.output = entry, exits, output
-        self.weights = {
+        self.weights: dict[str, Any] = {
             w.name: torch.from_numpy(onnx.numpy_helper.to_array(w).copy())
             for w in proto.graph.initializer
         }
@@ -33,13 +39,34 @@ class Graph:
                 self.nodes.append((node.op_type, list(node.input), list(node.output), options))
 
     def __call__(self, x: Tensor) -> Tensor:
+        known = self._values(x)
+        found = {name: known[name] for name in self.exits}
+        if self.output != ALL:
+            return chosen(found, self.output)
+        return side_by_side({name: z for name, z in found.items() if z is not None})[0]
+
+    def of_shape(self, x: Tensor) -> Graph:
+        """The same graph for inputs of the shape of x: what depends on no more than that, such as
+        the sizes that it reshapes to, is computed."""
+        known, varying, fixed = self._values(x), {self.entry}, copy(self)
+        fixed.weights, fixed.nodes = dict(self.weights), []
+        for node in self.nodes:
+            kind, inputs, outputs, _ = node
+            if kind != "Shape" and not varying.isdisjoint(inputs):
+                varying.update(outputs)
+                fixed.nodes.append(node)
+            else:
+                fixed.weights |= {name: known[name] for name in outputs if name in known}
+        return fixed
+
+    def _values(self, x: Tensor) -> dict[str, Any]:
         known: dict[str, Tensor | None] = {"": None, self.entry: x} | self.weights
         for kind, inputs, outputs, options in self.nodes:
             answer = OPERATORS[kind](*(known[name] for name in inputs), **options)
             known.update(
                 zip(outputs, answer if isinstance(answer, tuple) else (answer,), strict=False)
             )
-        return chosen({name: known[name] for name in self.exits}, self.output)
+        return known
 
 
 def _value(onnx: Any, attribute: Any) -> Any:

@@ -25,9 +25,10 @@ from holdfast.targets.adapter import (
     reading,
     tensor,
 )
-from holdfast.targets.frameworks.onnx.graph import Graph
+from holdfast.targets.frameworks.onnx.graph import ALL, Graph
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
 from holdfast.targets.target import Access, Pullback
+from holdfast.tasks import side_by_side
 
 _LINEAR = ("Gemm", "MatMul", "Conv")
 TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest score
@@ -40,7 +41,8 @@ class OnnxModel(Adapter):
     Args:
         model: the path of a file, a ModelProto, or an InferenceSession: its file or bytes are
             opened again, on the CPU.
-        output: which of several outputs are the scores, by name or place.
+        output: which of several outputs are the scores, by name or place; `ALL`: all of them, side
+            by side.
 
     Raises:
         InputError: damaged, several inputs, or a session whose model cannot be had again.
@@ -62,7 +64,7 @@ class OnnxModel(Adapter):
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs)
             raise InputError(f"{path} takes {len(inputs)} inputs ({names}); one is expected.")
-        self.entry, self.output = inputs[0].name, output
+        self.given, self.entry, self.output = model, inputs[0].name, output
         self.exits = [value.name for value in proto.graph.output]
         sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
         if len(sides) > 1 and all(sides[1:]):
@@ -80,24 +82,34 @@ class OnnxModel(Adapter):
         step = self.rows or max(len(x), 1)
         return torch.cat([self._run(x[i : i + step]) for i in range(0, len(x), step)])
 
+    def whole(self) -> Adapter:
+        many = len(self.exits) > 1 and self.output is None
+        return OnnxModel(self.given, output=ALL) if many else self
+
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         assert self.graph is not None
         return autograd_vjp(self.graph, x)
 
     def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        return super().network(example) if self.graph is None else self.graph
+        if self.graph is None:
+            return super().network(example)
+        return self.single.of_shape(example)
 
     def _run(self, x: Tensor) -> Tensor:
         found = self.session.run(None, {self.entry: x.detach().numpy()})
-        return tensor(chosen(dict(zip(self.exits, found, strict=True)), self.output))
+        outputs = dict(zip(self.exits, found, strict=True))
+        if self.output != ALL:
+            return tensor(chosen(outputs, self.output))
+        z, self.form = side_by_side({name: tensor(part) for name, part in outputs.items()})
+        return z
 
     def _convert(self, onnx: Any, proto: Any) -> None:
         self.graph: Callable[[Tensor], Tensor] | None = None
         missing = sorted({node.op_type for node in proto.graph.node} - OPERATORS.keys())
         reason = f"its operators {', '.join(missing)} are not known here" if missing else None
         if not missing:
-            graph = Graph(onnx, proto, self.entry, self.exits, self.output)
-            self.graph, reason = self._answering(graph)
+            self.single = Graph(onnx, proto, self.entry, self.exits, self.output)
+            self.graph, reason = self._answering(self.single)
         if reason is not None:
             self.access, self.approximate = Access.SCORES, False
             self.remarks = (("no_gradients", f"The ONNX graph gives scores alone: {reason}."),)
@@ -196,7 +208,7 @@ def _session(
 ) -> tuple[Any, int | None]:
     """A session, and the rows that it must be given at once (None: any number)."""
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what a trial of more rows leads to is no news
     options.intra_op_num_threads = torch.get_num_threads()
     where = ["CPUExecutionProvider"]
     try:

@@ -89,7 +89,7 @@ def _reshape(x: Tensor, shape: Tensor, **o: Any) -> Tensor:
 
 
 def _ints(t: Tensor | Iterable[int]) -> list[int]:
-    return [int(v) for v in t]
+    return t.tolist() if isinstance(t, Tensor) else list(t)  # a trace would not read its entries
 
 
 def _given(value: Any, o: Mapping[str, Any], name: str, default: Any = None) -> Any:

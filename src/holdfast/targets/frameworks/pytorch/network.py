@@ -48,7 +48,7 @@ class Network(nn.Module):
         inner = target._inwards(applied(target.preprocess, target.images(x), target.bounds))
         z = target._called(self.model, inner)
         if target.head.single:
-            return target._chosen(z).reshape(-1, 1) * self.second
+            return target._chosen(z, len(z)).reshape(-1, 1) * self.second
         return target._scored(z, 1)
 
 

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from holdfast.errors import InputError, first_line
+from holdfast.targets.adapter import named, of_dicts
 
 
 def are_shares(z: Tensor) -> bool:
     """Whether one row of outputs [1, k] could be probabilities of k classes."""
     return z.numel() > 1 and bool((z >= 0).all()) and abs(float(z.double().sum()) - 1) < 1e-3
+
+
+MOST = 300  # boxes of one image that are kept of a list of dicts, the best first
+
+
+def is_one(z: Any) -> bool:
+    """Whether a model's output is one tensor."""
+    return isinstance(z, Tensor)
+
+
+def parts_of(output: Any, n: int) -> dict[str, Tensor]:
+    """A model's several outputs for n rows, by name or place: [n, ...] each. Lists of dicts, one a
+    row, of tensors [d, ...] are filled up with zeros to `MOST` places.
+
+    Raises:
+        InputError: a part has no row for each input.
+    """
+    if of_dicts(output) and len(output) == n:
+        return {str(name): torch.stack([filled(row[name]) for row in output]) for name in output[0]}
+    found = {name: z for name, z in flat_parts(named(output)) if isinstance(z, Tensor)}
+    for name, z in found.items():
+        if z.shape[:1] != (n,):
+            raise InputError(
+                f"the model gives {list(z.shape)} as {name} for {n} inputs; what comes first is "
+                "their number."
+            )
+    return found
+
+
+def flat_parts(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Parts by name, and those of lists within them."""
+    flat: list[tuple[str, Any]] = []
+    for name, part in found.items():
+        if isinstance(part, (list, tuple)):
+            flat += [(f"{name}.{i}", one) for i, one in enumerate(part)]
+        else:
+            flat.append((name, part))
+    return flat
+
+
+def filled(values: Tensor) -> Tensor:
+    """The values [d, ...] of one row's boxes, cut or filled up with zeros: [MOST, ...]."""
+    kept = values[:MOST]
+    return torch.cat([kept, kept.new_zeros(MOST - len(kept), *kept.shape[1:])])
 
 
 def no_scores(shape: tuple[int, ...], n: int) -> str:

@@ -36,8 +36,14 @@ from holdfast.targets.frameworks.pytorch.module import (
     recurrent,
 )
 from holdfast.targets.frameworks.pytorch.network import Network, check_answers
-from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
-from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
+from holdfast.targets.frameworks.pytorch.outputs import (
+    are_shares,
+    is_one,
+    no_scores,
+    parts_of,
+    unfit,
+)
+from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head, shifted
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import adapted_by_trial
@@ -54,7 +60,7 @@ from holdfast.targets.target import (
     copied,
     sealed,
 )
-from holdfast.tasks import Classes, TaskWithTruth, odds
+from holdfast.tasks import Classes, Form, TaskWithTruth, odds, side_by_side
 from holdfast.tasks import parse as parse_task
 
 _READ = (
@@ -143,8 +149,6 @@ class TorchTarget(Target):
         self._scripted: activation.Bare | None = None
         self.output, self.classes = output, classes
         self.inputs, self.attacked = Inputs(context=dict(further or {})), attacked
-        # of one input's outputs, where the task is not one of classes
-        self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
         self._asked = layout
         self.identity = Identity(was_training=any(m.training for m in modules_of(model)))
@@ -171,6 +175,8 @@ class TorchTarget(Target):
             return super().bind(shape)
         super().bind(shape)
         self._settle(shape)
+        if self.head.truth_task is not None:
+            self._find_sides()
         self._try_channels_last()
         self._make_twin()
         self.bound = True
@@ -389,15 +395,25 @@ class TorchTarget(Target):
         logits = activation.logits_of(z)
         return logits, logits is not z
 
-    def _chosen(self, z: Any) -> Any:
-        """The scores among a model's outputs; an adapter has chosen."""
+    def _chosen(self, z: Any, n: int) -> Any:
+        """The scores among a model's outputs for n inputs, an adapter has chosen; or, where the
+        task takes several, these side by side."""
+        task = self.head.truth_task
+        if task is not None and task.structured and self.output is None and not is_one(z):
+            z, form = side_by_side(task.pick(parts_of(z, n)))
+            return self._formed(z, form)
         if isinstance(self.model, Adapter):
             return chosen(z, None)
         return chosen(z, self.output)
 
     def _scored(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
-        z = self._chosen(z)
+        z = self._read(z, n)
+        return shifted(z, self.head.odds) if self.head.odds else z
+
+    def _read(self, z: Any, n: int) -> Tensor:
+        """The same as the model means them, whatever the threshold."""
+        one, z = is_one(z), self._chosen(z, n)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -410,8 +426,9 @@ class TorchTarget(Target):
         if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
             z = z[None]
         if self.head.truth_task is not None and z.shape[:1] in ((n,), ()):
-            self.form = tuple(z.shape[1:])
-            z = z.reshape(n, -1)
+            form, z = Form((("", tuple(z.shape[1:])),)), z.reshape(n, -1)
+            if one:  # else `_chosen` has noted it
+                z = self._formed(z, said_by(self.model).form or form)
             return odds(z) if chances and self.head.truth_task.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
@@ -423,6 +440,9 @@ class TorchTarget(Target):
         return z.clamp_min(torch.finfo(z.dtype).tiny).log() if chances else z
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
+        task = self.head.truth_task
+        if isinstance(model, Adapter) and task is not None and task.structured:
+            model = model.whole()
         self.model = self.twin = model
         said = said_by(model)
         self.access, remarks = said.access, said.remarks
@@ -561,10 +581,10 @@ class TorchTarget(Target):
         else:
             with activation.Reading():
                 out = self._ask(model, self._before(probe))
-            ending = activation.ending(chosen(out, self.output))
+            ending = activation.ending(self._chosen(out, 1))
         self.head = replace(self.head, ending=ending)
         self._scored(out, 1)  # one row alone is a batch too
-        out = self._chosen(out)
+        out = self._chosen(out, 1)
         truth_task = self.head.truth_task
         self.head = replace(self.head, single=truth_task is None and out.numel() == 1)
         if ending is not None:
@@ -576,6 +596,19 @@ class TorchTarget(Target):
             self.head = replace(self.head, probabilities=says, said=True)
         if self.head.reads and ending != LOG_SOFTMAX:
             self.identity.remarks += (("probabilities", _READ.format(ending)),)
+
+    def _formed(self, z: Tensor, form: Form) -> Tensor:
+        """Outputs z [n, k], of which the form is noted while it is found out."""
+        if not self.bound:
+            self.form = replace(form, image=self.form.image, seen=self.form.seen)
+        return z
+
+    def _find_sides(self) -> None:
+        """Of images, the height and width as they come in and as the model sees them."""
+        x = self.images(self._probe().x[:1])
+        if x.ndim == 4 and not self.inputs.context:
+            seen = applied(self.preprocess, x, self.bounds).shape[2:]
+            self.form = replace(self.form, image=tuple(x.shape[2:]), seen=tuple(seen))
 
     def _probe(self) -> Batch:
         assert self.shape is not None

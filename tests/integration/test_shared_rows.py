@@ -1,0 +1,78 @@
+"""Rows shared by several workers: the run of one process, whatever befalls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.commands import holdfast, names, refused, same_run
+from helpers.model_files import MEANS
+
+from holdfast.runs.run import Run
+
+ASKED = ("models.py:means", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=3)")
+ROWS = ("--samples", "40")
+# dies in the middle of each worker, as often as the file says
+DYING = """
+import os
+from pathlib import Path
+
+_means, _calls, _left = means, [], Path(__file__).with_name("deaths")
+
+def means():
+    net = _means()
+    def count(*_):
+        _calls.append(1)
+        left = int(_left.read_text())
+        if len(_calls) == 8 and left:
+            _left.write_text(str(left - 1))
+            os.kill(os.getpid(), 9)
+    net.register_forward_hook(count)
+    return net
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(tmp_path, "models.py").write_text(MEANS)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_two_workers_make_the_run_of_one_process_also_where_one_is_killed() -> None:
+    assert holdfast("evaluate", *ASKED, *ROWS, "--out", "one").exit_code == 0
+    Path("models.py").write_text(MEANS + DYING)
+    Path("deaths").write_text("1")
+    gate = ("--gate", "robust_accuracy>=1.01")
+    done = holdfast("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two", *gate)
+    assert done.exit_code == 1, done.output  # the gate is of the whole run
+    names(done.stderr, "gate not held")
+    assert Path("deaths").read_text() == "0"
+    same_run("one", "two")
+    assert not Path("two.shards").exists()
+    assert holdfast("verify", "two", "models.py:means", "digits").exit_code == 0
+    two = ("--workers", 2, "--out", "two")
+    assert holdfast("evaluate", *ASKED, *ROWS, *two, "--resume").exit_code == 0
+    names(refused("evaluate", *ASKED, *ROWS, *two), "a finished run")
+
+
+@pytest.mark.slow
+def test_a_worker_that_always_dies_is_named_and_its_work_kept() -> None:
+    Path("models.py").write_text(MEANS + DYING)
+    Path("deaths").write_text("99")
+    text = refused("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two")
+    names(text, "the worker of shard", "died 3 times", "code -9", "--resume")
+    names(refused("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two"), "unfinished run")
+    more = ("--out", "two", "--resume")
+    names(refused("evaluate", *ASKED, *ROWS, "--workers", 3, *more), "--workers 2", "same number")
+    Path("deaths").write_text("0")
+    assert holdfast("evaluate", *ASKED, *ROWS, "--workers", 2, *more).exit_code == 0
+    assert Run("two").samples.num_rows == 40
+
+
+@pytest.mark.slow
+def test_what_workers_refuse_is_the_sentence_of_the_command() -> None:
+    two = ("--workers", 2, "--out", "two")
+    names(refused("evaluate", *ASKED, *ROWS, *two, "--shard", "0/2"), "--shard 0/2", "one of both")
+    names(refused("evaluate", *ASKED, "--samples", "1", *two), "1 rows were asked for in 2 shards")
+    names(refused("evaluate", "none.py:net", *ASKED[1:], *ROWS, *two), "none.py")
+    assert not list(Path().glob("two*"))
