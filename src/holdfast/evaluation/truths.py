@@ -7,18 +7,22 @@ import numpy as np
 
 from holdfast.data import Source
 from holdfast.errors import InputError, SpecError
+from holdfast.runs import average_precision
 from holdfast.targets.batch import read
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.tasks import MultiLabel
+from holdfast.tasks import Detection, MultiLabel
 from holdfast.threats.threat import Targeted, Threat
+
+MOST = 2**26  # numbers that the outputs of one pass become
 
 
 def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
     """A model and data, with the truth in the context of each row if the model's task wants it.
 
     Raises:
-        InputError: the truths are not those of such a task, or not as many as the model's outputs.
+        InputError: the truths are not those of such a task, or not as many as the model's outputs;
+            or what its figures need is not installed.
         SpecError: the threat aims at a class.
     """
     if target.head.truth_task is None:
@@ -28,8 +32,11 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
             f"{threat} aims at a class, but {target.head.truth_task} has none; leave the "
             "target out."
         )
+    if isinstance(target.head.truth_task, Detection):
+        average_precision.require()
     target.bind(source.shape)
     around = WithTruth(target)
+    around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
 
 

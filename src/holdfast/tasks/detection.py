@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast import spec, usercode
+from holdfast.boxes import check_boxes
 from holdfast.errors import InputError, listed, suggest
 from holdfast.spec import option
 from holdfast.tasks.boxes import MOST, Boxes, area, iou, kept, matched
@@ -155,34 +156,7 @@ class Detection(TaskWithTruth):
                 f"{where} has no object, so none can be lost: leave such images out, or measure "
                 'the boxes that appear with goal="ghost".'
             )
-        label, box = objects[:, 0], objects[:, 1:]
-        if not np.isfinite(objects).all():
-            raise InputError(f"{where} has a box of {objects.tolist()}; all must be finite.")
-        if (label != label.round()).any() or (label < 0).any() or (label >= self.most()).any():
-            raise InputError(
-                f"{where} has an object of class {label.max():g}, but the detector knows "
-                f"{self.classes} classes, numbered from 0; the columns are class, x0, y0, x1, y1."
-            )
-        if (box <= 1).all():
-            raise InputError(
-                f"{where} has boxes of {box[0].tolist()}, which look like shares of the image; "
-                f"give pixels: x times {width}, y times {height}."
-            )
-        if (box[:, 2:] <= box[:, :2]).any():
-            raise InputError(
-                f"{where} has boxes of {box[0].tolist()}, whose second corner is not to the right "
-                "of and below the first: they look like x, y, width, height; give x0, y0, x1, y1."
-            )
-        far = max(box[:, 2].max() - width, box[:, 3].max() - height, -box.min())
-        if far > 0.1 * max(width, height):
-            raise InputError(
-                f"{where} has a box that ends {far:.4g} pixels outside of the image of "
-                f"{height} x {width}: give pixels of the raw image, as x0, y0, x1, y1."
-            )
-
-    def most(self) -> float:
-        """The number of classes; inf where the head does not say it."""
-        return np.inf if self.classes is None else self.classes
+        check_boxes(objects, width, height, where, self.classes)
 
     def objects(self, truth: Tensor) -> Objects:
         """The truth as the context holds it, [n, 1 + m, 5]: first how many boxes were without an
