@@ -14,6 +14,8 @@ from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.tasks import Detection, MultiLabel
 from holdfast.threats.threat import Targeted, Threat
 
+MOST = 2**26  # numbers that the outputs of one pass become
+
 
 def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
     """A model and data, with the truth in the context of each row if the model's task wants it.
@@ -34,6 +36,7 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
         average_precision.require()
     target.bind(source.shape)
     around = WithTruth(target)
+    around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
 
 

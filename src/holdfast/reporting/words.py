@@ -330,6 +330,8 @@ def notes(manifest: Manifest) -> list[str]:
             "the attacks found, so they count as robust."
         )
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
+    if relations := without_relations(manifest):
+        said.append(relations)
     if lost:
         said.append(
             f"On {_inputs(lost)} the answers are unstable or failed; these do not count as robust."
@@ -337,6 +339,26 @@ def notes(manifest: Manifest) -> list[str]:
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said
+
+
+def without_relations(manifest: Manifest) -> str:
+    """What the relations of a table's schema hold back; empty where nothing was searched
+    without."""
+    found = manifest.metrics.relations
+    if found is None or not found.searched:
+        return ""
+    said = (
+        f"Without the relations of the schema at most {percent(found.robust_accuracy.value)} stay "
+        "right: the same attacks, where relations and formulas need not hold but types, groups, "
+        f"bounds and eps do, break {found.broken:,} of the {_inputs(found.searched)} that held"
+    )
+    if not found.broken:
+        return f"{said}. The relations hold nothing back that the attacks could find."
+    name, times = next(iter(found.by_relation.items()))
+    return (
+        f"{said}. So many are held by the relations alone, most of all by {name}, which "
+        f"{times:,} of these {found.broken:,} examples break."
+    )
 
 
 def leaves_out(manifest: Manifest) -> str:

@@ -340,6 +340,18 @@ class CorruptionMetrics(Record):
     points: list[CorruptionPoint]
 
 
+class RelationMetrics(Record):
+    """What the relations of a table's schema hold back: rows that held were searched again by the
+    same trials, where relations and formulas of derived features need not hold."""
+
+    robust_accuracy: Interval  # without them, of all rows
+    searched: int  # rows that held
+    broken: int  # of these, rows that were broken without relations
+    passes: int  # forwards and backwards of this search, which no other figure counts
+    # in how many of the examples found so each relation does not hold, the most first
+    by_relation: dict[str, int] = {}
+
+
 class Survivors(Record):
     """What one more round of the last trial that draws noise would still break, from its last
     round."""
@@ -384,6 +396,8 @@ class Metrics(Record):
     # where no trial drew noise after a first round there is no estimate
     survivors: Survivors | None = None
     refusals: Refusals | None = None
+    # of a table whose schema has relations
+    relations: Annotated[RelationMetrics | None, Field(exclude_if=_unsaid)] = None
     # of images: under attack, each example rounded as a file of 8 bits holds it
     accuracy_8bit: Interval | None = None
 

@@ -9,12 +9,14 @@ from holdfast.tasks.detection import Detection
 from holdfast.tasks.form import Form, side_by_side
 from holdfast.tasks.multilabel import MultiLabel
 from holdfast.tasks.regression import Regression
+from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import Classes, TaskWithTruth, odds, silent
 
 TASKS: dict[str, Callable[..., TaskWithTruth]] = {
     "detection": Detection,
     "multilabel": MultiLabel,
     "regression": Regression,
+    "segmentation": Segmentation,
 }
 
 
@@ -31,6 +33,7 @@ def parse(text: str | None) -> TaskWithTruth | None:
 
 
 __all__ = [
-    "TASKS", "Classes", "Detection", "Form", "MultiLabel", "Regression", "TaskWithTruth",
+    "TASKS", "Classes", "Detection", "Form", "MultiLabel", "Regression", "Segmentation",
+    "TaskWithTruth",
     "odds", "parse", "side_by_side", "silent",
 ]  # fmt: skip
