@@ -117,10 +117,15 @@ class SearchSettings:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
+    @property
+    def keeps_lowest(self) -> bool:
+        """Whether a row that is not broken has an answer under attack of its own."""
+        return isinstance(self.target, WithTruth) and self.target.rule.has_measure
+
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
-        refused = self.target.task.refuses and eps == self.measured[0]
-        return refused or any(trial.attack.warm for trial in self.trials)
+        own = self.target.task.refuses or self.keeps_lowest
+        return (own and eps == self.measured[0]) or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
         return float(legal_size(self.threat, self.target, 1, eps))
@@ -375,7 +380,9 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
         truth, before = settings.target.answers(state.batch, clean)
         broken = found.shown[found.broken]
         lost = settings.target.answers(broken, attacked.cpu()[found.broken])[1]
-    after = before.clone()
+        after = before.clone()
+        if settings.keeps_lowest:
+            after = _at_lowest(settings, state, before)
     after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
     nothing = np.full(len(state.y), np.nan, np.float32)
@@ -386,6 +393,20 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
         "clean_output": before.numpy(),
         "attacked_output": after.numpy(),
     }
+
+
+def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> Tensor:
+    """What the model answers at the lowest margin that was found for each row; `before` [n, w]
+    where no legal input of a lower one is known."""
+    assert isinstance(settings.target, WithTruth)
+    changed = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
+    changed &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
+    at = (state.asked & changed & ~state.failed).nonzero()[:, 0]
+    after, shown = before.clone(), state.shown(at)
+    scores = judge.rule(settings.target, shown, settings.seed).scores
+    assert scores is not None  # else no answers are held to truths
+    after[at] = settings.target.answers(shown, scores.cpu())[1].to(after.dtype)
+    return after
 
 
 def _refused(settings: SearchSettings, state: ChunkState, robust: Tensor) -> np.ndarray:

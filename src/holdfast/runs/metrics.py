@@ -14,7 +14,8 @@ import pyarrow as pa
 from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
-from holdfast.intervals import Interval, interval
+from holdfast.intervals import Z, interval, mean_interval
+from holdfast.runs import detection, segmentation
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
     BinaryMetrics,
@@ -111,7 +112,6 @@ def _flags(table: pa.Table, name: str) -> np.ndarray:
 
 NOT_SEARCHED = -1  # in relations_broken
 HELD = ("robust", "certified")  # the statuses of rows that count as robust
-Z = 1.959964  # of a 95 % interval
 
 
 def samples_for(width: float, share: float = 0.5) -> int:
@@ -344,7 +344,7 @@ def _outputs(table: pa.Table) -> list[np.ndarray]:
     """Truths, and outputs on clean and on attacked inputs, [n, ...] each."""
     names = ("truth", "clean_output", "attacked_output")
     flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in names]
-    return [values.reshape(table.num_rows, -1) for values in flat]
+    return [values.reshape(table.num_rows, -1 if len(values) else 0) for values in flat]
 
 
 def _errors(rows: Answered) -> dict[str, Any]:
@@ -355,7 +355,11 @@ def _errors(rows: Answered) -> dict[str, Any]:
 
 
 # the figures of a task of its own, by their names in `Metrics`
-OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {"regression": _errors}
+OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {
+    "regression": _errors,
+    "detection": detection.figures,
+    "segmentation": segmentation.figures,
+}
 
 
 # kinds that are in no mean, as in the paper
@@ -391,16 +395,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     return CorruptionMetrics(
         mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
     )
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
-    theorem."""
-    n = len(values)
-    if not n:
-        return interval(0, 0)
-    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
-    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
