@@ -285,7 +285,24 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
-# Before these, in linf, where the target is an ensemble of trees whose leaves can be read.
+# What they are for models whose gradients a task of its own follows, under norms that these attacks
+# search. Their versions are those of PROTOCOLS; why these trials: docs/segmentation.md.
+_SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
+OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
+    "segmentation": {
+        "quick": ("acg(steps=30)",),
+        "standard": _SEGMENTATION,
+        "thorough": (
+            *_SEGMENTATION,
+            'sea(steps=300, loss="jsd")',
+            'sea(steps=300, loss="masked_ce")',
+            'sea(steps=300, loss="balanced_ce")',
+            "acg(steps=300)",
+        ),
+    },
+}
+
+# Before those of a table, in linf, where the target is an ensemble of trees that can be read.
 TREES = "treeexact"
 
 
@@ -325,11 +342,17 @@ def protocol(
 
 
 def asked(
-    name: str, threat: Threat, access: Access, *, drawn: bool = False, trees: bool = False
+    name: str,
+    threat: Threat,
+    access: Access,
+    *,
+    drawn: bool = False,
+    trees: bool = False,
+    task: str = "classes",
 ) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
 
-    `trees`: for a model that is an ensemble of trees.
+    `trees`: for a model that is an ensemble of trees. `task`: what its outputs are held to.
 
     Raises:
         SpecError: as `protocol`.
@@ -340,6 +363,11 @@ def asked(
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)
+    of_task = OF_TASK.get(task.partition("(")[0], {}).get(name)
+    if of_task is not None and access == Access.GRADIENTS and bounded and not drawn:
+        trials = chosen(of_task).trials
+        if all(trial.attack.works_in(threat.norm) for trial in trials):
+            own = replace(own, trials=trials)
     if threat.schema is not None and trees and name in TABLES[Access.SCORES]:
         (first,) = chosen([TREES]).trials
         if first.attack.works_in(threat.norm):

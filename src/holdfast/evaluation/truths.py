@@ -36,6 +36,11 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
     return around, Truths(source, around)
 
 
+def task_of(target: Target) -> str:
+    """What the outputs of a prepared model are held to, as text."""
+    return str(target.rule) if isinstance(target, WithTruth) else "classes"
+
+
 class Truths(Source):
     """Each row of `inner` with its truth [...] as context; the label of all is 0: "right"."""
 
