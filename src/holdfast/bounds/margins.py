@@ -13,7 +13,7 @@ from holdfast.bounds.graph import Graph, trace, unsupported
 from holdfast.bounds.propagate import METHODS, Rows
 from holdfast.bounds.regions import Region
 from holdfast.errors import InputError, SpecError, first_line, suggest
-from holdfast.norms import wide
+from holdfast.norms import Linf, wide
 from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Targeted, Threat, as_threat
 
@@ -161,4 +161,8 @@ def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:
     lo, hi = low - x, high - x
     if threat.mask is not None:
         lo, hi = (torch.where(threat.mask.to(x.device), side, 0) for side in (lo, hi))
-    return Region(threat.norm, x, wide(eps.expand(len(x)), x), lo, hi)
+    eps, norm = wide(eps.expand(len(x)), x), threat.norm
+    if norm.boxed:  # an eps a feature, too, makes a box
+        lo, hi = norm.hull(eps, lo, hi)
+        norm, eps = Linf(), wide(torch.maximum(-lo, hi).flatten(1).amax(1), x)
+    return Region(norm, x, eps, lo, hi)

@@ -95,6 +95,7 @@ class SearchSettings:
         None  # network that says how different the examples look
     )
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
+    relations: bool = False  # rows of a table that hold are searched again without relations
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones

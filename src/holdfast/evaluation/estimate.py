@@ -166,6 +166,10 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
         bill.passes += weight * spent
         bill.seconds += price.seconds(weight * spent / max(price.passes, 1.0), bill.chunks)
     broken, robust = size <= settings.limit(max(settings.measured)), size > settings.limit(own)
+    if settings.relations:  # it takes the second search to break nothing either
+        for unit in (one for one in settings.units() if one.eps == own):
+            price = _priced(settings, settings.trials[unit.trial], rows, bill)
+            bill.add(price, bill.n * rows.share / m * float(robust.sum()))
     return rows.share * float(broken.double().mean()), float(robust.double().mean())
 
 

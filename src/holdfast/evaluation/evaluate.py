@@ -37,6 +37,7 @@ from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
+from holdfast.evaluation.relations import search_without, searched_again
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
@@ -160,6 +161,7 @@ def settings_of(
         deadline=deadline,
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
         smallest=ready.protocol.name == "custom" or not threat.bounded,
+        relations=searched_again(ready.protocol, threat, budget),
     )
 
 
@@ -297,14 +299,18 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
             job.on_progress(Progress(job.attacks * done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
+    settings = replace(settings, on_step=on_step)
     state = search(
-        replace(settings, on_step=on_step),
+        settings,
         job.journal,
         name,
         batch.to(batch.x.device, settings.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
+    further = {}
+    if settings.relations:
+        further = search_without(settings, job.journal, name, state)
     columns, examples = judge_chunk(settings, state)
     if len(examples["id"]):
         store.write_tensors(shard, examples)
@@ -319,7 +325,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         "missed": json.dumps(sorted(state.missed)),
         "examples": store.checksum(shard),
     }
-    job.journal.write(f"{name}-done", columns, said)
+    job.journal.write(f"{name}-done", columns | further, said)
 
 
 def _certify(job: Evaluation) -> None:

@@ -34,7 +34,7 @@ from holdfast.evaluation.contract import (
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
 from holdfast.evaluation.tables import broken_rows, in_table
-from holdfast.evaluation.truths import since, task_of, with_truths
+from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
@@ -118,7 +118,8 @@ def prepare(
     source = since(target, source)
     # the first inputs have shown what a plain function gives
     trees = threat.schema is not None and has_trees(target)
-    kind = {"drawn": drawn, "trees": trees, "task": task_of(target)}
+    task = str(target.describe().get("task", "classes"))
+    kind = {"drawn": drawn, "trees": trees, "task": task}
     own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat)]

@@ -285,10 +285,24 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
-# What they are for models whose gradients a task of its own follows, under norms that these attacks
-# search. Their versions are those of PROTOCOLS; why these trials: docs/segmentation.md.
+# Before these, in linf, where the target is an ensemble of trees whose leaves can be read.
+TREES = "treeexact"
+
+
+# What it is, with gradients, for a task of its own in Linf and L2; in other norms, and with less
+# than gradients, it is what it is for classes. Their versions are those of PROTOCOLS.
 _SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
 OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
+    "detection": {
+        "quick": ("apgd(steps=20)",),
+        "standard": ("apgd(steps=60)", "relay(steps=140, leg=50, p=0.2)"),
+        "thorough": (
+            "apgd(steps=200)",
+            "relay(steps=500, leg=100, p=0.2)",
+            "acg(steps=200, restarts=2)",
+            "square(steps=1000)",
+        ),
+    },
     "segmentation": {
         "quick": ("acg(steps=30)",),
         "standard": _SEGMENTATION,
@@ -301,9 +315,6 @@ OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-
-# Before those of a table, in linf, where the target is an ensemble of trees that can be read.
-TREES = "treeexact"
 
 
 def protocol(
@@ -352,7 +363,7 @@ def asked(
 ) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
 
-    `trees`: for a model that is an ensemble of trees. `task`: what its outputs are held to.
+    `trees`: for a model that is an ensemble of trees. `task`: as the manifest says it.
 
     Raises:
         SpecError: as `protocol`.
@@ -363,11 +374,9 @@ def asked(
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)
-    of_task = OF_TASK.get(task.partition("(")[0], {}).get(name)
-    if of_task is not None and access == Access.GRADIENTS and bounded and not drawn:
-        trials = chosen(of_task).trials
-        if all(trial.attack.works_in(threat.norm) for trial in trials):
-            own = replace(own, trials=trials)
+    lists = OF_TASK.get(task.partition("(")[0], {}) if access == Access.GRADIENTS else {}
+    if bounded and threat.norm.name in ("linf", "l2") and name in lists:
+        own = replace(own, trials=chosen(lists[name]).trials)
     if threat.schema is not None and trees and name in TABLES[Access.SCORES]:
         (first,) = chosen([TREES]).trials
         if first.attack.works_in(threat.norm):

@@ -208,6 +208,9 @@ def _statuses(e: Evidence) -> Found:
             truth, margin = np.stack(list(columns["truth"])), columns["margin"].astype(float)
             same |= np.isclose(e.target.rule.margins(truth, outputs[1]), margin, rtol=0, atol=1e-3)
         yield ~broken & ~same, "have outputs under attack, but are not called broken"
+    if "relations_broken" in columns:
+        searched = np.array([max(one, default=-1) >= 0 for one in columns["relations_broken"]])
+        yield searched & (status != "robust"), "are not robust, but were searched as if they were"
     if "robust_by_refusal" in columns:
         refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
         yield refused & (status != "robust"), "are not robust, but said to be robust by a refusal"

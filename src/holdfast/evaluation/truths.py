@@ -6,11 +6,12 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.data import Source
-from holdfast.errors import SpecError
+from holdfast.errors import InputError, SpecError
+from holdfast.runs import average_precision
 from holdfast.targets.batch import read
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.tasks import MultiLabel
+from holdfast.tasks import Detection, MultiLabel
 from holdfast.threats.threat import Targeted, Threat
 
 MOST = 2**26  # numbers that the outputs of one pass become
@@ -20,7 +21,8 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
     """A model and data, with the truth in the context of each row if the model's task wants it.
 
     Raises:
-        InputError: the truths are not those of such a task, or not as many as the model's outputs.
+        InputError: the truths are not those of such a task, or not as many as the model's outputs;
+            or what its figures need is not installed.
         SpecError: the threat aims at a class.
     """
     if target.head.truth_task is None:
@@ -30,15 +32,15 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
             f"{threat} aims at a class, but {target.head.truth_task} has none; leave the "
             "target out."
         )
+    if isinstance(target.head.truth_task, Detection):
+        average_precision.require()
     target.bind(source.shape)
     around = WithTruth(target)
     around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
 
 
-def task_of(target: Target) -> str:
-    """What the outputs of a prepared model are held to, as text."""
-    return str(target.rule) if isinstance(target, WithTruth) else "classes"
+LOOK = 32  # rows whose truths are held against what the model says
 
 
 class Truths(Source):
@@ -99,7 +101,15 @@ class Since(Source):
 
 
 def since(target: Target, source: Source) -> Source:
-    """The rows with their truths as the clean outputs leave them, where the task asks for that."""
+    """The rows with their truths as the clean outputs leave them, where the task asks for that.
+
+    Raises:
+        InputError: the first truths are written in another convention, as the model shows.
+    """
     if isinstance(target, WithTruth) and target.rule.relative:
+        first = read(source, 0, min(LOOK, len(source)))[0]
+        with sealed(0):
+            if said := target.mistaken(first):
+                raise InputError(f"the labels of {source.name}: {said}")
         return Since(source, target)
     return source

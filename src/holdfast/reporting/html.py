@@ -182,6 +182,7 @@ def _page(folder: Path, manifest: Manifest) -> str:
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
+        rules=tables.rules(manifest),
         ranked=_most_changed(folder, manifest),
         named=tables.CHANGED,
     )
@@ -209,9 +210,14 @@ def _most_changed(folder: Path, manifest: Manifest) -> list[tables.ColumnChanges
     tensors, columns = store.read_gallery(folder), manifest.data.columns
     if not tensors or tensors["x"].shape[1:] != (len(columns),):
         return []
-    return tables.most_changed(
-        columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv"))
-    )
+    return tables.most_changed(columns, *_pairs(tensors))
+
+
+def _pairs(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Originals and examples [n, *shape] float64: the originals as the examples' type holds them,
+    so that what it rounds is no change."""
+    x, x_adv = tensors["x"], tensors["x_adv"]
+    return x.astype(x_adv.dtype).astype(np.float64), x_adv.astype(np.float64)
 
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
@@ -227,19 +233,17 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
     samples = store.read_samples(folder)
     ids = samples.column("id").to_numpy()
     examples = []
-    for i, x, x_adv in list(zip(tensors["id"], tensors["x"], tensors["x_adv"], strict=True))[
-        :SHOWN
-    ]:
+    before, after = _pairs(tensors)
+    for i, x, x_adv in list(zip(tensors["id"], before, after, strict=True))[:SHOWN]:
         at = np.flatnonzero(ids == i)
         if not len(at):
             raise InputError(
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
         (row,) = samples.slice(int(at[0]), 1).to_pylist()
-        examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
+        examples.append(_example(row, x, x_adv, manifest))
     columns = manifest.data.columns
     if tensors["x"].shape[1:] == (len(columns),):
-        before, after = (tensors[name].astype(np.float64) for name in ("x", "x_adv"))
         lists = tables.changes(columns, before, after, SHOWN)
         pairs = zip(examples, lists, strict=True)
         examples = [replace(e, changes=found, changed=len(found)) for e, found in pairs]

@@ -33,6 +33,7 @@ from holdfast.runs.manifest import (
     Perceptual,
     QueryPoint,
     Refusals,
+    RelationMetrics,
     Restart,
     Sizes,
     Status,
@@ -80,6 +81,11 @@ FURTHER = pa.schema(
         # whether the example of a broken row still fools the model as an image file of 8 bits holds
         # it; null: no example
         ("broken_8bit", pa.bool_()),
+        # of a table whose rows were searched again without the relations of its schema: for each
+        # relation whether the example so found of a robust row does not satisfy it (1), or does, or
+        # there is none (0); -1: not searched; and the passes of that search
+        ("relations_broken", pa.list_(pa.int8())),
+        ("relations_passes", pa.int64()),
         # where rows were certified: the method that proved the row, or else why none did; neither
         # of rows that were not asked about
         ("certified_by", pa.string()),
@@ -104,6 +110,7 @@ def _flags(table: pa.Table, name: str) -> np.ndarray:
     return table.column(name).fill_null(False).to_numpy(zero_copy_only=False)
 
 
+NOT_SEARCHED = -1  # in relations_broken
 HELD = ("robust", "certified")  # the statuses of rows that count as robust
 
 
@@ -208,6 +215,34 @@ def measure(
         return shown.model_copy(update=figures(Answered(truth, clean, attacked, options, called)))
     names = dict(enumerate(class_names or map(str, range(classes + 1))))
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
+
+
+def without_relations(table: pa.Table, names: Sequence[str]) -> RelationMetrics | None:
+    """The figures of the search without the relations of these names; None where there was none, or
+    time ran out before its end.
+
+    Raises:
+        InputError: the table tells of another number of relations.
+    """
+    if "relations_broken" not in table.column_names or not names:
+        return None
+    status, cells = _column(table, "status"), table.column("relations_broken").to_pylist()
+    if any(cell is None or len(cell) != len(names) for cell in cells):
+        raise InputError(f"relations_broken has other relations than the {len(names)} of run.json.")
+    broken = np.array(cells, np.int8).reshape(len(cells), len(names))
+    held = np.isin(status, HELD)
+    if (broken[held] == NOT_SEARCHED).any():
+        return None
+    found = broken[held] > 0
+    count = int(found.any(1).sum())
+    by = sorted(zip(found.sum(0).tolist(), names, strict=True), key=lambda one: -one[0])
+    return RelationMetrics(
+        robust_accuracy=interval(int(held.sum()) - count, int((status != "skipped").sum())),
+        searched=int(held.sum()),
+        broken=count,
+        passes=int(_column(table, "relations_passes").sum()),
+        by_relation={name: times for times, name in by if times},
+    )
 
 
 def _by_class(

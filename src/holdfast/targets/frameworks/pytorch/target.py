@@ -43,7 +43,7 @@ from holdfast.targets.frameworks.pytorch.outputs import (
     parts_of,
     unfit,
 )
-from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
+from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head, shifted
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import adapted_by_trial
@@ -408,6 +408,11 @@ class TorchTarget(Target):
 
     def _scored(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
+        z = self._read(z, n)
+        return shifted(z, self.head.odds) if self.head.odds else z
+
+    def _read(self, z: Any, n: int) -> Tensor:
+        """The same as the model means them, whatever the threshold."""
         one, z = is_one(z), self._chosen(z, n)
         if not isinstance(z, Tensor):
             raise InputError(
