@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from holdfast.data import Source
-from holdfast.errors import SpecError
+from holdfast.errors import InputError, SpecError
 from holdfast.runs import average_precision
 from holdfast.runs.store import MASKS, Masks
 from holdfast.targets.batch import joined, read
@@ -42,6 +42,9 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
     around = WithTruth(target)
     around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
+
+
+LOOK = 32  # rows whose truths are held against what the model says
 
 
 class Truths(Source):
@@ -118,7 +121,15 @@ class Since(Source):
 
 
 def since(target: Target, source: Source) -> Source:
-    """The rows with their truths as the clean outputs leave them, where the task asks for that."""
+    """The rows with their truths as the clean outputs leave them, where the task asks for that.
+
+    Raises:
+        InputError: the first truths are written in another convention, as the model shows.
+    """
     if isinstance(target, WithTruth) and target.rule.relative:
+        first = read(source, 0, min(LOOK, len(source)))[0]
+        with sealed(0):
+            if said := target.mistaken(first):
+                raise InputError(f"the labels of {source.name}: {said}")
         return Since(source, target)
     return source

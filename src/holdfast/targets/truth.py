@@ -102,6 +102,12 @@ class WithTruth(Around):
         z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
 
+    def mistaken(self, batch: Batch) -> str:
+        """What the model's answers show to be wrong with the truths of some rows; else ""."""
+        inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        return self.rule.mistaken(truth, z)
+
     def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
         [n, w]. Rows are asked about again where scores do not say their outputs."""

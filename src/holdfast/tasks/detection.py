@@ -15,7 +15,7 @@ from holdfast.boxes import check_boxes
 from holdfast.errors import InputError, listed, suggest
 from holdfast.spec import option
 from holdfast.tasks.boxes import MOST, Boxes, area, iou, kept, matched
-from holdfast.tasks.detection_heads import HEADS, BoxHead
+from holdfast.tasks.detection_heads import HEADS, BoxHead, corners
 from holdfast.tasks.form import Form
 from holdfast.tasks.task import TaskWithTruth
 
@@ -78,9 +78,8 @@ class Detection(TaskWithTruth):
         for names in (("logits", "pred_boxes"), ("boxes", "scores", "labels")):
             if set(names) <= outputs.keys():
                 return {name: outputs[name] for name in names}
-        first = next(iter(outputs), None)
-        # the decoded outputs, before the maps that they were made of
-        if first == "0" and outputs[first].ndim == 3:
+        first, *others = outputs
+        if all("." in name for name in others):  # the list of maps that it was decoded from
             return {first: outputs[first]}
         return outputs
 
@@ -165,6 +164,24 @@ class Detection(TaskWithTruth):
         label = truth[:, 1:, 0].round().long()
         known = torch.where(label < -1, -2 - label, label)
         return Objects(truth[:, 1:, 1:], known, label >= 0, truth[:, 0, 0])
+
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        boxes, given = self.decode(z), self.objects(truth)
+        at, size = given.place[..., :2], given.place[..., 2:]
+        total, found = int(given.live.sum()), int(self.judged(boxes, given)[0].sum())
+        for place, label, said in (
+            (torch.cat([at, at + size], -1), given.label, "their boxes as x, y, width, height"),
+            (corners(at, size), given.label, "their boxes as center x, center y, width, height"),
+            (given.place, given.label - 1, "their classes as counted from 1"),
+        ):
+            other = int(self.judged(boxes, given._replace(place=place, label=label))[0].sum())
+            if found < total / 2 and other > max(found + 0.3 * total, 1):
+                return (
+                    f"of the {total} objects of its first images the detector finds {found}, but "
+                    f"{other} when it reads {said}: give class, x0, y0, x1, y1, with classes from "
+                    "0, in pixels of the raw image."
+                )
+        return ""
 
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         boxes, objects = self.decode(z), self.objects(truth)
