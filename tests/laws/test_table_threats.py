@@ -18,6 +18,7 @@ from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
 from holdfast.threats.table.features import Feature
 from holdfast.threats.table.language import Vocabulary
+from holdfast.threats.table.projection import project
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
 
@@ -67,6 +68,20 @@ class Net(nn.Module):
 
 
 SCHEMA_OBJECT = Schema.parse(SCHEMA)
+
+
+def test_a_column_that_a_sweep_leaves_as_it_was_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sweeps would give the same bits."""
+    x = rows(60)
+    threat = Threat.l2(EPS, schema=SCHEMA_OBJECT)
+    start, (low, high) = threat.origin(x), threat.sides(x, None)
+    g = torch.Generator().manual_seed(4)
+    point = (start + EPS * torch.randn(start.shape, generator=g).double()).clamp(low, high)
+    asked = (SCHEMA_OBJECT.mender.linear, start.T, point.T, low.T, high.T)
+    found = project(*asked)
+    assert bool((found != point.T).any())
+    monkeypatch.setattr("holdfast.threats.table.projection.CHECKED", ())
+    assert torch.equal(found, project(*asked))
 
 
 def target_of(net: nn.Module) -> TorchTarget:

@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Constant, Some
 
 SWEEPS = 100  # over all relations
+CHECKED = (1, 3, 9, 30)  # sweeps after which a column that the last one did not change is done
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,18 @@ def project(
     [features, n] float64, all in units of the features.
 
     Dykstra's projections (Boyle and Dykstra 1986), of relations that share no feature at once.
-    What becomes of a column depends on that column alone.
+    What becomes of a column depends on that column alone; one that a sweep does not change is done.
     """
-    found, outside = point, torch.zeros_like(point)
-    free = (high > low).to(point)
+    done, left = point.clone(), torch.arange(point.shape[1])
+    found, outside, free = point, torch.zeros_like(point), (high > low).to(point)
     pressure = [torch.zeros_like(r.sums(start)) for r in relations]
     void = [r.optional & (r.sums(start) > 0) for r in relations]
     squares = [
         p.index_add(0, r.of, r.weight.square() * free[r.at])
         for r, p in zip(relations, pressure, strict=True)
     ]
-    for _ in range(SWEEPS):
+    for t in range(SWEEPS):
+        before = [found, outside, *pressure]
         for i, r in enumerate(relations):
             new = pressure[i] + torch.where(squares[i] > 0, r.sums(found) / squares[i], 0)
             new = torch.where(r.equal, new, new.clamp_min(0)).masked_fill(void[i], 0)
@@ -114,4 +116,19 @@ def project(
         ahead = found + outside
         found = ahead.clamp(low, high)
         outside = ahead - found
-    return found
+        if t not in CHECKED:
+            continue
+        now = [found, outside, *pressure]
+        moved = torch.cat([a != b for a, b in zip(now, before, strict=True)]).any(0)
+        done[:, left] = found
+        left = left[moved]
+        found, outside, free, low, high = (
+            part[:, moved] for part in (found, outside, free, low, high)
+        )
+        pressure, void, squares = (
+            [part[:, moved] for part in parts] for parts in (pressure, void, squares)
+        )
+        if not len(left):
+            break
+    done[:, left] = found
+    return done
