@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast.runs.average_precision import average_precision
+from holdfast.errors import InputError
+from holdfast.runs.average_precision import average_precision, require
 
 coco = pytest.importorskip("pycocotools.coco")
 cocoeval = pytest.importorskip("pycocotools.cocoeval")
@@ -52,7 +53,7 @@ def official(objects: list[np.ndarray], boxes: list[np.ndarray], home: Path) -> 
 
 
 def random_case(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Objects of some classes, boxes that lie near them or anywhere, with scores that repeat."""
+    """Objects of some classes, boxes close to them or anywhere, with scores that repeat."""
     rng = np.random.default_rng(seed)
     objects, boxes = [], []
     for _ in range(rng.integers(2, 8)):
@@ -60,11 +61,11 @@ def random_case(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         own = np.column_stack(
             [rng.integers(0, 5, len(corner)), corner, corner + rng.uniform(3, 40, corner.shape)]
         )
-        near = own[rng.random(len(own)) < 0.8].repeat(2, 0)
-        near[:, 1:] += rng.normal(0, 2, near[:, 1:].shape)
+        close = own[rng.random(len(own)) < 0.8].repeat(2, 0)
+        close[:, 1:] += rng.normal(0, 2, close[:, 1:].shape)
         low = rng.uniform(0, 60, (3, 2))
         free = np.column_stack([rng.integers(0, 6, 3), low, low + rng.uniform(2, 30, low.shape)])
-        found = np.concatenate([near, free])
+        found = np.concatenate([close, free])
         score = np.round(rng.random(len(found)), 1)
         objects.append(own)
         boxes.append(np.column_stack([found[:, 0], score, found[:, 1:]]))
@@ -102,3 +103,9 @@ def test_what_can_be_said_by_hand():
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]):
     average_precision(*random_case(0))
     assert capsys.readouterr() == ("", "")
+
+
+def test_without_pycocotools_it_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'holdfast\[detection\]'"):
+        require()

@@ -67,9 +67,10 @@ def test_one_class_alone_has_a_gradient_and_pixels_that_are_not_judged_none(name
 
 
 def test_a_model_of_classes_has_no_pixels():
-    x, y = rows(4)
+    model = wrap(bent())
+    x, y = rows(model, 4)
     with pytest.raises(SpecError, match="a loss of the pixels of a segmentation"):
-        run(parse('pgd(loss="jsd")'), wrap(bent()), x, y, threat("linf"))
+        run(parse('pgd(loss="jsd")'), model, x, y, threat("linf"))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -82,8 +83,9 @@ def test_the_ball_shrinks_to_eps_and_only_points_within_it_count(norm: str, monk
         return ask(p, d, *args, **options)  # pyright: ignore
 
     monkeypatch.setattr(Problem, "gradient", noted)
-    x, y = rows(6)
-    found = run(parse("sea(steps=20)"), wrap(bent()), x, y, threat(norm), stop=False)
+    model = wrap(bent())
+    x, y = rows(model, 6)
+    found = run(parse("sea(steps=20)"), model, x, y, threat(norm), stop=False)
     assert len(sizes) == 21
     for radius, stage in ((2, sizes[:7]), (1.5, sizes[7:13]), (1, sizes[13:])):
         assert max(stage) <= radius * (1 + 1e-5)

@@ -114,7 +114,18 @@ def _part(context: Any) -> Any:
 
 REFUSED = {
     "operator sin": lambda self, x: self.last(x.sin().flatten(1)),
-    "operator mul of values that all": lambda self, x: self.last((x * x).flatten(1)),
+    "operator div of values that all": lambda self, x: self.last((x / (x + 1)).flatten(1)),
+    "operator einsum of values": lambda self, x: self.last(
+        torch.einsum("bchw,bcwk->bchk", x, x).flatten(1)
+    ),
+    "operator prelu of values": lambda self, x: self.last(
+        nn.functional.prelu(x, x[0, :, 0, 0]).flatten(1)
+    ),
+    "operator pow, but for squares": lambda self, x: self.last((x**3).flatten(1)),
+    "operator argmax": lambda self, x: self.last(x.flatten(1)) + x.max(1)[1].sum((1, 2))[:, None],
+    "operator instance_norm by the statistics of the input": lambda self, x: self.last(
+        nn.functional.instance_norm(x).flatten(1)
+    ),
     "operator matmul of values": lambda self, x: self.last((x @ x).flatten(1)),
     "draws random numbers": lambda self, x: self.last((x + torch.rand_like(x)).flatten(1)),
     "randn, which draws": lambda self, x: self.last((x + torch.randn(SHAPE)).flatten(1)),
@@ -143,6 +154,19 @@ def test_what_is_not_supported_is_named_and_proves_nothing(reason: str) -> None:
     found = margins(net, X, Y, "linf(0.000001)")
     assert reason in found.reason
     assert not found.certified.any()
+
+
+def test_an_operator_is_named_with_its_module_and_torch_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inner = nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4))
+    net = nn.Sequential(inner, nn.Flatten(), nn.Linear(64, CLASSES))
+    with pytest.raises(InputError, match=r"operator group_norm, in 0\.1 \(GroupNorm\)\.$"):
+        trace(net, X[:1])
+    sized = _Of(lambda self, x: self.last(x.flatten(1)[:, : int(x.sum())]))
+    with pytest.raises(InputError, match="cannot write the network down"):
+        trace(sized, X[:1])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_overwrites_its_own_result_is_followed() -> None:
@@ -193,11 +217,12 @@ def test_dropout_and_batch_normalisation_are_those_of_evaluation() -> None:
     assert torch.allclose(graph(X), net.double()(X.double()), atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["residual", "pooled", "smooth", "leaky", "joined"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_answers_as_its_network(kind: str) -> None:
-    net = network(kind, 2)
-    x = torch.rand(5, *SHAPE)
-    assert torch.allclose(trace(net, x[:1])(x), net.double()(x.double()), atol=1e-12)
+    for seed in range(10 if kind in ("limited", "gated") else 1):
+        net = network(kind, seed)
+        x = torch.rand(5, *SHAPE)
+        assert torch.allclose(trace(net, x[:1])(x), net.double()(x.double()), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,7 +246,8 @@ def test_a_network_that_rounds_much_stays_above_its_bound(kind: str) -> None:
     rows.climb("crown")
     margin = (z[:, :1] - z)[:, 1:]
     assert bool((margin >= rows.rounded[:, 1:]).all())
-    assert bool((margin < rows.lower[:, 1:]).any())
+    if kind not in ("limited", "gated"):  # lines of wide intervals are not tight enough for it
+        assert bool((margin < rows.lower[:, 1:]).any())
 
 
 def test_proofs_that_do_not_exist_are_refused_in_a_sentence() -> None:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.bounds.relaxations import RULES as TABLE
-from holdfast.bounds.relaxations import Bent, Largest, Rule, Smooth, windows
+from holdfast.bounds.relaxations import (
+    Bent,
+    Largest,
+    Product,
+    Rule,
+    Smooth,
+    cells,
+    gate,
+    slices,
+    windows,
+)
 from holdfast.errors import InputError
 
 RULES = {
-    **{name: TABLE[name]() for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu")},
+    **{name: make() for name, make in TABLE.items() if name != "prelu"},
+    "elu of 2": TABLE["elu"](2.0, 1.5, 0.7),
+    "celu of 0.5": TABLE["celu"](0.5),
+    "softplus of 3": TABLE["softplus"](3.0),
+    "gelu as a formula": gate("erf", 0.5, 0.5**0.5, 0.5),
+    "swish": gate("sigmoid", 1.0, 1.7, 0.0),
+    "gate": gate("tanh", 0.4, -2.0, -0.3),
     "gelu of tanh": TABLE["gelu"](approximate="tanh"),
     "prelu below 0": Bent(torch.tensor(-0.7, dtype=torch.float64)),
     "prelu above 1": Bent(torch.tensor(2.5, dtype=torch.float64)),
@@ -98,9 +116,51 @@ def test_windows_of_one_axis() -> None:
     assert torch.equal(pooled, torch.nn.functional.max_pool1d(x, 3, 2, 1))
 
 
-def test_a_pool_with_a_last_window_cut_off_is_refused() -> None:
-    with pytest.raises(InputError, match="ceil_mode"):
-        windows((1, 1, 5, 5), [2, 2], [2, 2], 0, 1, True)
+@pytest.mark.parametrize("side", range(4, 11))
+@pytest.mark.parametrize(
+    "options", [(2, 2, 0, 1), (3, 2, 0, 1), (3, 3, 1, 1), (2, 3, 0, 1), (4, 3, 2, 1), (2, 2, 1, 2)]
+)
+def test_windows_cut_off_at_the_end_are_those_of_torch(side: int, options: tuple[int, ...]) -> None:
+    x = torch.rand(1, 2, side, 11 - side // 2)
+    given: Any = (*([option] * 2 for option in options), True)
+    pooled = x.flatten()[windows(tuple(x.shape), *given)].amax(-1)
+    assert torch.equal(pooled, torch.nn.functional.max_pool2d(x, *given))
+
+
+def test_a_window_of_padding_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="padding alone"):
+        windows((1, 1, 3), [2], [1], 1, 4)
+
+
+@pytest.mark.parametrize("made", [1, 2, 3, 5])
+def test_cells_are_those_of_torch(made: int) -> None:
+    x = torch.rand(1, 2, 5, 7)
+    pooled = x.flatten()[cells(tuple(x.shape), [made, 3])].amax(-1)
+    assert torch.equal(pooled, torch.nn.functional.adaptive_max_pool2d(x, (made, 3)))
+
+
+@pytest.mark.parametrize("axes", [[1], [-1, 1], [3, 2]])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_slices_are_those_of_torch(axes: list[int], keepdim: bool) -> None:
+    x = torch.rand(1, 2, 5, 7)
+    found = x.flatten()[slices(tuple(x.shape), axes, keepdim)].amax(-1)
+    assert torch.equal(found, x.amax(axes, keepdim))
+
+
+@given(seed=st.integers(0, 10_000), width=st.sampled_from([0.0, 0.3, 4.0]))
+def test_a_product_stays_within_its_planes(seed: int, width: float) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    lo, width_of, *shares = torch.rand(22, 5, 2, generator=draws, dtype=torch.float64)
+    lo = 4 * lo - 2
+    hi = lo + width * width_of
+    rule = Product()
+    lines, (below, above) = rule.lines(lo, hi, lo + hi), rule.interval(lo, hi)
+    for i, share in enumerate(shares):
+        x = lo + (hi - lo) * share.round(decimals=3 * (i % 2))  # corners, too
+        y = rule.value(x)
+        assert bool(((lines.low * x).sum(-1) + lines.low_at_0 <= y + 1e-12).all())
+        assert bool(((lines.up * x).sum(-1) + lines.up_at_0 >= y - 1e-12).all())
+        assert bool((below <= y + 1e-12).all() & (y <= above + 1e-12).all())
 
 
 def test_a_line_that_is_not_finite_is_no_line() -> None:

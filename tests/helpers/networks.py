@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from holdfast.bounds import Region
 
 SHAPE = (2, 4, 4)
 CLASSES = 3
-KINDS = ("dense", "residual", "pooled", "smooth", "leaky", "joined")
+KINDS = ("dense", "residual", "pooled", "smooth", "leaky", "joined", "limited", "gated")
 
 
 class Residual(nn.Module):
@@ -51,6 +53,67 @@ class Joined(nn.Module):
         return self.last(h.reshape(len(x), -1).relu()) + 2 * x[:, 0, :3, 1]
 
 
+class Limited(nn.Module):
+    """Piecewise linear: limits, sizes, larger ones of two, maxima over axes, larger images."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.register_buffer("limit", torch.tensor([-0.2, 0.1, 0.0, 0.4]).view(4, 1, 1))
+        self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+        self.last = nn.Linear(4 + 8 + 4, CLASSES)
+        self.seed = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x))
+        limits: list[Any] = [
+            lambda: F.relu6(3 * h, inplace=True),
+            lambda: h.clamp(-0.3, 0.5),
+            lambda: torch.maximum(h, self.limit).clamp_max(0.6),
+            lambda: F.hardtanh(h, -0.5, 0.2),
+            lambda: F.hardsigmoid(4 * h),
+            lambda: torch.clamp(h, self.limit, 2 * self.limit + 1),
+        ]
+        h = limits[self.seed % len(limits)]()
+        a, b = h.chunk(2, 1)
+        h = torch.cat([torch.minimum(a, b.flip(1)), (a - b).abs()], 1)
+        pooled = F.max_pool2d(h, 3, 2, ceil_mode=True)
+        wide = F.interpolate(pooled, scale_factor=2)[:, :2, ::2, 1:3]
+        first, _ = h.max(1)
+        return self.last(
+            torch.cat([F.adaptive_max_pool2d(h, 1).flatten(1), wide.flatten(1), first.amax(1)], 1)
+        )
+
+
+class Gated(nn.Module):
+    """Activations that are smooth, as functions and as formulas, squares, and products."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.gate = nn.Linear(4, 4)
+        self.last = nn.Linear(64 + 16, CLASSES)
+        self.seed = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        smooth: list[Any] = [
+            lambda: h * torch.sigmoid(h),
+            lambda: 0.5 * h * (1 + torch.erf(h / 2**0.5)),
+            lambda: F.elu(h, 1.5),
+            lambda: F.softplus(h, 2.0),
+            lambda: F.selu(h),
+            lambda: F.mish(h),
+            lambda: F.hardswish(3 * h),
+            lambda: 0.5 * h * torch.sigmoid(1.7 * h),
+            lambda: F.celu(h, 0.5) + F.logsigmoid(h),
+            lambda: h**2 - h * h / 2 + h.square(),
+        ]
+        h = smooth[self.seed % len(smooth)]()
+        h = h * torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None]
+        return self.last(torch.cat([h.flatten(1), F.glu(h, 1)[:, :1].flatten(1)], 1))
+
+
 def network(kind: str, seed: int) -> nn.Module:
     """A random network of this kind, for rows of SHAPE in [0, 1], in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
@@ -64,12 +127,14 @@ def network(kind: str, seed: int) -> nn.Module:
             "smooth": lambda: Residual(smooth) if seed % 2 else _dense(smooth),
             "leaky": lambda: Residual(leaky) if seed % 2 else _dense(leaky),
             "joined": Joined,
+            "limited": lambda: Limited(seed),
+            "gated": lambda: Gated(seed),
         }[kind]()
         for part in made.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)):
                 nn.init.normal_(part.weight, std=1.5 / part.weight[0].numel() ** 0.5)
                 nn.init.normal_(part.bias, std=0.3)
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, (nn.BatchNorm2d, nn.InstanceNorm2d)):
                 nn.init.normal_(part.weight)
                 nn.init.uniform_(part.running_var, 0.5, 2)
                 nn.init.normal_(part.running_mean)

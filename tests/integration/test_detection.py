@@ -10,9 +10,12 @@ import pytest
 import torch
 from helpers.cases import case
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import holdfast
+from holdfast.cli.main import app
 from holdfast.data import from_arrays
+from holdfast.errors import InputError
 from holdfast.evaluation.verify import verify
 from holdfast.runs import detection as figures
 from holdfast.targets.preprocess import BGR
@@ -160,3 +163,65 @@ def test_fastestdet_answers_as_it_is_known_to(cases: Path) -> None:
         rows = figures.boxes(answer, 0.5)
         mine = rows[:, [2, 3, 4, 5, 1, 0]]
         np.testing.assert_allclose(mine, expected[name], atol=1e-3)
+
+
+def refused(y: np.ndarray, match: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        holdfast.evaluate(
+            linear(head=HEAD, **options), (scene()[0], y), "linf(0.1)", attacks=["apgd(steps=2)"]
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_boxes_of_another_convention_are_noticed() -> None:
+    y = scene()[1]
+    there = y[..., 0] >= 0
+    refused(np.where(there[..., None], y - [0, 0, 0, *y[0, 0, 1:3]], y)[:, :, :4], r"n, m, 5")
+    sized = y.copy()
+    sized[..., 3:] -= sized[..., 1:3]
+    refused(sized, "x, y, width, height")
+    refused(np.where(there[..., None], y / [1, 16, 16, 16, 16], y), "pixels")
+    later = y.copy()
+    later[there, 0] = 1
+    refused(later, "class")
+    refused(np.where(np.arange(len(y))[:, None, None] == 3, -1.0, y), "row 3 .* no object")
+    wide = y.copy()
+    wide[there, 1:] *= 40
+    refused(wide, "outside")
+
+
+def test_boxes_that_only_the_model_can_tell_are_noticed_too() -> None:
+    x, y, _ = scene()
+    # corners of the right order, but the width and height of boxes at the left upper corner
+    y[..., 1:] = np.where(y[..., :1] >= 0, [0, 0, 8, 8], -1)
+    x, y = np.repeat(x[:1], 6, 0), np.repeat(y[:1], 6, 0)
+    y[:, 1:] = -1
+    y[:, 0] = [0, 4, 4, 8, 8]  # the cell's center and size
+    target = linear(head=HEAD)
+    with pytest.raises(InputError, match="center x, center y"):
+        holdfast.evaluate(target, (x, y), "linf(0.1)", attacks=["apgd(steps=2)"])
+
+
+def test_a_run_folder_does_not_say_what_code_is_run(tmp_path: Path) -> None:
+    x, y, _ = scene()
+    np.savez(tmp_path / "scene.npz", x=x, y=y)
+    (tmp_path / "cells.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_detection import Cells, read\n"
+    )
+    model, task = [f"{tmp_path}/cells.py:Cells", tmp_path / "scene.npz"], "detection(head={!r})"
+    said = ["--task", task.format(f"{tmp_path}/cells.py:read")]
+    out = tmp_path / "run"
+    done = command(
+        "evaluate", *model, *said, "--threat", "linf(0.1)", "--protocol", "quick", "--out", out
+    )
+    assert done.exit_code == 0, done.output
+    assert "Right means that of the objects found without an attack each" in done.stdout.replace(
+        "\n", " "
+    )
+    assert command("verify", out, *model, *said).exit_code == 0
+    assert command("verify", out, *model).exit_code == 2
+
+
+def command(*args: object) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args])

@@ -15,8 +15,8 @@ from helpers.object_files import NAMES, write_coco, write_images, write_masks, w
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from holdfast.boxes import check_boxes
 from holdfast.data import Source, as_source, open_data
-from holdfast.data.boxes import check_boxes
 from holdfast.data.images import Resizing
 from holdfast.errors import InputError
 from holdfast.testing import scenes_of_digits

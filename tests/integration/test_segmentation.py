@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.cases import case
+from helpers.commands import holdfast as command
 from helpers.commands import names, refused, same_run
 from torch import Tensor, nn
 
 import holdfast
 from holdfast.attacks import parse, run
 from holdfast.errors import InputError, SpecError
+from holdfast.runs.run import Run
 from holdfast.targets import Target
+from holdfast.targets.preprocess import BGR, Normalize
 from holdfast.targets.truth import WithTruth
 from holdfast.tasks import Segmentation
 from holdfast.tasks import parse as task_of
 from holdfast.tasks.pixels import LOSSES
+from holdfast.testing import scenes_of_digits
 from holdfast.threats.threat import Threat
 
-EPS = 0.05
+EPS = 0.1
 
 
 def linear(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -39,7 +44,7 @@ def data(net: nn.Module, n: int = 6, side: int = 8, seed: int = 1) -> tuple[Tens
     with torch.no_grad():
         y = net(x).argmax(1)
     other = torch.rand(y.shape, generator=keys) < 0.1
-    y[other] = (y[other] + 1) % 3
+    y[other] = (y[other] + 1) % net(x).shape[1]
     y[:, 0] = 255
     return x, y
 
@@ -52,24 +57,26 @@ def left(net: Any, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """The pixel accuracy that the best adversary leaves of a linear model: [n]."""
     with torch.no_grad():
         z, w = net(x), net.weight.flatten(1)
-    held, true = y != 255, y.clamp(0, 2)
+    held, true = y != 255, y.clamp(0, len(w) - 1)
     lead = z.gather(1, true[:, None]) - z
     price = eps * (w[true] - w[:, None, None, None]).abs().sum(-1).movedim(0, 1)
-    stands = ((lead > price) | (torch.arange(3)[:, None, None] == true[:, None])).all(1) & held
-    return stands.flatten(1).sum(1) / held.flatten(1).sum(1)
+    robust = ((lead > price) | (torch.arange(len(w))[:, None, None] == true[:, None])).all(1) & held
+    return robust.flatten(1).sum(1) / held.flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("loss", ["jsd", "masked_ce", "balanced_ce", "margin"])
-def test_an_attack_finds_the_optimum_of_a_linear_model(loss: str):
-    net = linear()
+@pytest.mark.parametrize(
+    ("classes", "loss"),
+    [(2, "jsd"), (2, "masked_ce"), (2, "balanced_ce"), (3, "pair_ce"), (3, "margin")],
+)
+def test_an_attack_finds_the_optimum_of_a_linear_model(classes: int, loss: str):
+    net = linear(classes)
     x, y = data(net)
     best = left(net, x, y, EPS)
-    assert 0.2 < float(best.mean()) < 0.7
+    assert 0.2 < float(best.mean()) < 0.8
     attack = parse(f"sea(steps=60, loss={loss!r})")
     found = run(attack, target(net, "segmentation(accuracy=0.9)"), x, y, Threat.linf(EPS))
     # in the box's middle every pixel falls alone
-    np.testing.assert_allclose(0.9 + found.margin.numpy(), best, atol=0.02)
-    assert (0.9 + found.margin >= best - 1e-6).all()
+    np.testing.assert_allclose(0.9 + found.margin.numpy(), best, atol=1e-6)
 
 
 def test_more_eps_leaves_less():
@@ -159,9 +166,10 @@ def test_one_logit_says_one_of_two_classes(form: str, ending: nn.Module | None):
         z = Small("tensor", 2 if isinstance(ending, nn.Softmax) else 1)(x)
         z = torch.cat([torch.zeros_like(z), z], 1) if z.shape[1] == 1 else z
         y = upsampled(z).argmax(1)
-    seen = run(parse("pgd(steps=2)"), target(net), x, y, Threat.linf(1e-6))
+    own = target(net, probabilities=ending is not None)
+    seen = run(parse("pgd(steps=2)"), own, x, y, Threat.linf(1e-6))
     torch.testing.assert_close(seen.margin, torch.full((4,), 0.5).double(), atol=0.05, rtol=0)
-    found = run(parse("sea(steps=20)"), target(net), x, y, Threat.linf(0.5))
+    found = run(parse("sea(steps=20)"), own, x, y, Threat.linf(0.5))
     assert found.margin.mean() < 0
 
 
@@ -183,8 +191,7 @@ def test_segformer_has_the_gradients_of_its_loss():
         z = net(x).logits
         assert z.shape == (2, 4, 8, 8)
         y = nn.functional.interpolate(z, (32, 32), mode="bilinear").argmax(1)
-    own = target(net, "segmentation(accuracy=0.9)", dtype="float64")
-    judged = WithTruth(bound(own, x))
+    judged = WithTruth(bound(target(net, "segmentation(accuracy=0.9)"), x))
     batch = judged.with_truths(x, y)
     for loss in judged.losses:
         z, pull = judged.ascending(loss).linearize(batch)
@@ -232,27 +239,30 @@ def test_a_run_is_verified_resumed_and_says_its_figures(tmp_path: Path):
     options: dict[str, Any] = {"attacks": ["sea(steps=10)"], "seed": 3}
     own = target(net, "segmentation(accuracy=0.5)")
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    done = holdfast.evaluate(own, (x, y), "linf(0.05)", out=tmp_path / "a", **options)
+    done = holdfast.evaluate(own, (x, y), "linf(0.1)", out=tmp_path / "a", **options)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert not holdfast.verify(tmp_path / "a", model=own, data=(x, y)).problems
+    assert holdfast.verify(tmp_path / "a", model=own, data=(x, y)) == []
     of_task = done.metrics.of_task
     accuracy = of_task["pixel accuracy"]
-    best = left(net, x, y, 0.05)
-    assert accuracy.attacked == pytest.approx(float(best.mean()), abs=0.02)
+    best = left(net, x, y, EPS)
+    assert accuracy.attacked == pytest.approx(float(best.mean()), abs=0.01)
     assert accuracy.interval is not None
     assert accuracy.interval.value == accuracy.attacked
     assert of_task["pixel accuracy, worst image"].attacked == pytest.approx(
         float(best.min()), abs=0.03
     )
-    assert 0.8 < (of_task["mIoU of all pixels"].clean or 0) < 1
-    again = holdfast.evaluate(own, (x, y), "linf(0.05)", out=tmp_path / "b", **options)
+    assert 0.5 < (of_task["mIoU of all pixels"].clean or 0) < 1
+    again = holdfast.evaluate(own, (x, y), "linf(0.1)", out=tmp_path / "b", **options)
     same_run(done.folder, again.folder)
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "masks of another size": (lambda y: y[:, :4], "masks of y are 4 x 8, but its images are 8 x 8"),
+    "masks of another size": (
+        lambda y: y[:, :4],
+        "masks of arrays are 4 x 8, but its images are 8 x 8",
+    ),
     "a class too many": (lambda y: y.clamp(max=3) + 0 * y, "has the classes 0 to 2"),
-    "below 0": (lambda y: y - 1, "holds -1"),
+    "below 0": (lambda y: y.where(y == 255, -1), "holds -1"),
     "halves": (lambda y: y + 0.5, "holds"),
     "no masks": (lambda y: y[:, 0, 0], "takes a mask of classes for each image"),
     "nothing judged": (lambda y: y * 0 + 255, "no judged pixel"),
@@ -269,14 +279,13 @@ def test_masks_that_are_none_are_refused(case: str):
 
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path: Path):
-    torch.manual_seed(0)
-    net = linear()
-    x, y = data(net)
-    traced = torch.export.export(net, (x[:1],), dynamic_shapes=({0: torch.export.Dim("n")},))
-    torch.export.save(traced, tmp_path / "net.pt2")
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(3, 3, 1).eval()\n"
+    )
+    x, y = data(linear())
     np.savez(tmp_path / "small.npz", x=x.numpy(), y=y[:, :4].numpy())
     said = refused(
-        "evaluate", tmp_path / "net.pt2", tmp_path / "small.npz", "--task", "segmentation",
+        "evaluate", f"{tmp_path}/model.py:make", tmp_path / "small.npz", "--task", "segmentation",
         "--threat", "linf(0.05)", "--out", tmp_path / "run",
     )  # fmt: skip
     names(said, "4 x 8", "8 x 8")
@@ -312,3 +321,100 @@ def test_its_text_is_read_again():
     for task in (Segmentation(), Segmentation(miou=0.25, ignore=-1), Segmentation(region=2)):
         assert task_of(str(task)) == task
     assert math.isclose(Segmentation().tau, 0.5)
+
+
+MEAN, STD = (102.890434, 111.25247, 126.91212), (62.93292, 62.82138, 66.355705)  # blue first
+PORTRAITS = f"normalize({tuple(m / 255 for m in MEAN)}, {STD})"
+
+
+def portraits(cases: Path, tmp_path: Path) -> Path:
+    """Two photographs, RGB of bytes, and their masks, drawn by hand: 255 is not judged."""
+    photos, truths = case(cases, "data_photos").images(320), case(cases, "onnx_sinet_portrait")
+    masks = truths.trimap()
+    np.savez(
+        tmp_path / "portraits.npz",
+        x=np.stack([photos[name] for name in truths.NAMES]),
+        y=np.stack([masks[name] for name in truths.NAMES]),
+    )
+    return tmp_path / "portraits.npz"
+
+
+def test_a_network_of_onnx_gives_its_known_masks(cases: Path, tmp_path: Path):
+    known = case(cases, "onnx_sinet_portrait")
+    with np.load(portraits(cases, tmp_path)) as data:
+        x = torch.from_numpy(data["x"].transpose(0, 3, 1, 2) / np.float32(255))
+    steps = [BGR(), Normalize(np.divide(MEAN, 255).tolist(), STD)]
+    path = cases / "onnx_sinet_portrait" / "SINet.onnx"
+    found = bound(target(str(path), preprocess=steps), x)  # pyright: ignore
+    masks = found.scores(x).unflatten(1, found.form.one).argmax(1)
+    for name, mask in zip(known.NAMES, masks, strict=True):
+        assert np.array_equal(mask.numpy() == 1, known.expected()[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("eps", "most"), [(1, 0.50), (2, 0.007), (4, 0.0005)])
+def test_standard_is_stronger_on_portraits_than_steps_of_the_sign(
+    cases: Path, tmp_path: Path, eps: int, most: float
+):
+    """Sixty steps of the sign leave a pixel accuracy of 0.52, 0.008 and 0."""
+    done = command(
+        "evaluate", cases / "onnx_sinet_portrait" / "SINet.onnx", portraits(cases, tmp_path),
+        "--task", "segmentation", "--preprocess", "bgr", "--preprocess", PORTRAITS,
+        "--threat", f"linf({eps}/255)", "--protocol", "standard", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    figure = Run(tmp_path / "run").metrics.of_task["pixel accuracy"]
+    assert (figure.clean or 0) > 0.995
+    assert (figure.attacked or 0) <= most
+    model, data = cases / "onnx_sinet_portrait" / "SINet.onnx", tmp_path / "portraits.npz"
+    judged = command("verify", tmp_path / "run", model, data)
+    assert judged.exit_code == 0, judged.output
+
+
+def trained(steps: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small segmenter of scenes of three digits, trained so long, and scenes that it has not
+    seen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(),
+        nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv2d(32, 4, 1),
+    )  # fmt: skip
+    known = scenes_of_digits(256, classes=3, side=32)
+    x, y = torch.from_numpy(known.x), torch.from_numpy(known.masks)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    weight = torch.tensor([0.2, 1, 1, 1])
+    for step in range(steps):
+        rows = torch.arange(32 * step, 32 * step + 32) % len(x)
+        z = nn.functional.interpolate(net(x[rows]), (32, 32), mode="bilinear")
+        loss = nn.functional.cross_entropy(z, y[rows], weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh = scenes_of_digits(n, seed=1, split="test", classes=3, side=32)
+    return net.eval(), torch.from_numpy(fresh.x), torch.from_numpy(fresh.masks)
+
+
+@pytest.mark.parametrize(
+    ("steps", "n", "tau", "clean"),
+    [(30, 4, 0.1, 0.2), pytest.param(400, 24, 0.3, 0.6, marks=pytest.mark.slow)],
+)
+def test_a_small_segmenter_of_scenes_of_digits(
+    steps: int, n: int, tau: float, clean: float, tmp_path: Path
+):
+    net, x, y = trained(steps, n)
+    own = target(net, f"segmentation(miou={tau})")
+    left: list[float] = []
+    for eps in (0.02, 0.3):
+        done = holdfast.evaluate(
+            own, (x, y), f"linf({eps})", protocol="quick", out=tmp_path / str(eps)
+        )
+        of_task = done.metrics.of_task
+        assert (of_task["mIoU of all pixels"].clean or 0) > clean
+        left.append(of_task["mIoU of an image"].attacked or 0)
+        each = of_task["mIoU of an image"].clean or 0
+    assert left[1] < left[0] < each
+    assert left[1] < 0.5 * each
+    by_region = target(net, "segmentation(region=0, accuracy=0.5)")
+    attacked = holdfast.attack(by_region, x, y, "linf(0.1)", "pgd(steps=5)")
+    assert 0 <= float(attacked.robust_accuracy) <= 1

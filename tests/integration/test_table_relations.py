@@ -57,14 +57,15 @@ THREAT = hf.Threat.linf(0.1, schema=LINKED)
 
 @pytest.fixture(autouse=True, scope="module")
 def _searched() -> Iterator[None]:
-    """Also under a list of attacks, of which one is enough here."""
+    """Also under a list of attacks, of which short ones are enough here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "searched_again", lambda *_: True)
         yield
 
 
 def measured(out: Path, **how: Any) -> hf.Run:
-    return hf.evaluate(Net(), rows(), THREAT, attacks=["capgd(steps=10)"], out=out, **how)
+    attacks = ["capgd(steps=10)", "genetic(steps=2, population=8)"]
+    return hf.evaluate(Net(), rows(), THREAT, attacks=attacks, out=out, **how)
 
 
 @pytest.fixture(scope="module")

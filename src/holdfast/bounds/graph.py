@@ -8,8 +8,12 @@ does. An operator that is neither known to be affine nor has a relaxation is ref
 from __future__ import annotations
 
 import copy
+import io
+import logging
+import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -30,7 +34,8 @@ from holdfast.bounds.affine import (
     hull,
     size,
 )
-from holdfast.bounds.relaxations import POOLS, RULES, Largest, Rule, windows
+from holdfast.bounds.forms import FORMS, At, product
+from holdfast.bounds.relaxations import RULES, Rule
 from holdfast.errors import InputError, first_line
 
 # Affine operators: which arguments multiply the input, and which only shift the result.
@@ -46,6 +51,7 @@ _WEIGHTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "matmul": ((0, 1), ()),
     "mm": ((0, 1), ()),
     "bmm": ((0, 1), ()),
+    "einsum": ((1,), ()),
     "addmm": ((1, 2), (0,)),
     "mul": ((0, 1), ()),
     "add": ((), (0, 1)),
@@ -64,7 +70,9 @@ _UNWEIGHTED = set(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
     "expand expand_as view_as clone contiguous alias detach to _to_copy dropout feature_dropout "
     "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d flip roll movedim".split()
+    "adaptive_avg_pool1d adaptive_avg_pool2d flip roll movedim repeat tile pixel_shuffle "
+    "pixel_unshuffle channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "repeat_interleave swapaxes mT".split()
 )
 _RESHAPES = set("view reshape _unsafe_view flatten unflatten unsqueeze squeeze view_as".split())
 _ELEMENTWISE = {"add", "sub", "rsub", "mul", "div", "neg", "batch_norm"}
@@ -74,6 +82,7 @@ _CONVOLUTION = ([1], [0], [1], 1)  # stride, padding, dilation, groups
 # The identity: all is computed in float64. No product of torch goes back through `detach`.
 _CASTS = {"to", "_to_copy", "clone", "contiguous", "detach"}
 _ALIASES = {"subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div"}
+_FRESH = {"max_pool1d", "max_pool2d", "max_pool3d", "hardtanh", "relu6", "clamp"}
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
@@ -152,13 +161,6 @@ class Graph:
         return values[-1][:, 0]
 
 
-@dataclass(frozen=True)
-class _At:
-    """An argument that is the value of a node."""
-
-    node: int
-
-
 def unsupported(what: str) -> InputError:
     return InputError(f"not supported: {what}.")
 
@@ -183,35 +185,72 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    nodes: list[Node] = []
-    values: dict[Any, Any] = {}  # of what torch calls a node: a constant, or the place of a `Node`
+    nodes = [Node("input", (), tuple(example.shape), torch.clone)]
+    write = _Writer(nodes, example.device)
+    values: dict[Any, Any] = {}  # of what torch calls a node
     for item in program.graph.nodes:
         if item.name in names:
             values[item] = stored[names[item.name]].detach().to(example.device)
         elif item.op == "placeholder":
-            values[item] = _At(len(nodes))
-            nodes.append(Node("input", (), tuple(example.shape), torch.clone))
+            values[item] = At(0)
         elif item.op == "call_function" and _name(item) not in _SILENT:
             args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
-            _check(item, args, kwargs, example.dtype)
-            if _places((args, kwargs)):
-                args, kwargs = tree_map(_double, args), tree_map(_double, kwargs)
-                nodes += _nodes(item, args, kwargs, nodes)
-                values[item] = _At(len(nodes) - 1)
-            else:  # a constant, rounded as the network rounds it
-                values[item] = item.target(*args, **kwargs)
+            try:
+                values[item] = _value(item, args, kwargs, example.dtype, write)
+            except InputError as error:
+                raise InputError(f"{str(error).rstrip('.')}{_where(item)}.") from None
         elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
             raise unsupported(f"operator {_name(next(iter(item.users)))}")
         elif item.op == "output":
-            _check_output([values[part] for part in item.args[0]], nodes)
-    return Graph(nodes, example.device)
+            last = _output([values[part] for part in item.args[0]], nodes)
+            return Graph(_needed(nodes[: last + 1]), example.device)
+    raise unsupported("a network without an output")
+
+
+def _value(item: Any, args: Any, kwargs: Any, dtype: torch.dtype, write: _Writer) -> Any:
+    """What a node of torch gives: a constant, the place of a `Node`, or several of them."""
+    name = _name(item)
+    if item.target is operator.getitem:
+        part = args[0][args[1]]
+        if part is None and item.users:
+            raise unsupported("operator argmax")
+        return part
+    _check(item, args, kwargs, dtype)
+    if not _places((args, kwargs)):  # rounded as the network rounds it
+        return item.target(*args, **kwargs)
+    args, kwargs = tree_map(_double, args), tree_map(_double, kwargs)
+    name = name.rstrip("_")
+    if name in FORMS:
+        return FORMS[name](write, *args, **kwargs)
+    if name == "mul" and all(isinstance(arg, At) for arg in args):
+        return product(write, *args)
+    return write(item.target, *args, **kwargs)
+
+
+def _where(item: Any) -> str:
+    """In which module of the network an operator is, such as ", in features.3 (Softsign)"."""
+    path, kind = [*(item.meta.get("nn_module_stack") or {"": ("", "")}).values()][-1]
+    path, kind = path.removeprefix("model."), str(kind).rpartition(".")[2]
+    return f", in {path} ({kind})" if path and path != "model" else ""
+
+
+def _needed(nodes: list[Node]) -> list[Node]:
+    """Those that the last one depends on, and the input."""
+    needed = {0, len(nodes) - 1}
+    for i in range(len(nodes) - 1, 0, -1):
+        if i in needed:
+            needed.update(nodes[i].parents)
+    order = {old: new for new, old in enumerate(sorted(needed))}
+    return [
+        replace(nodes[old], parents=tuple(order[parent] for parent in nodes[old].parents))
+        for old in order
+    ]
 
 
 def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         network = copy.deepcopy(network).eval().requires_grad_(False)
-        with warnings.catch_warnings():  # torch's own deprecations
-            warnings.simplefilter("ignore")
+        with _silent():
             return torch.export.export(network, (example,))
     except Exception as error:  # noqa: BLE001  # whatever torch or the network raise
         raise unsupported(
@@ -219,10 +258,28 @@ def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram
         ) from None
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within, torch prints no graph, warning or error of its own."""
+    log = logging.getLogger("torch")
+    level = log.level
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
 def _name(item: Any) -> str:
     """The name of an operator, such as `conv2d`; of several the usual one."""
-    schema = getattr(item.target, "_schema", None)
-    name = schema.name.split("::")[1] if schema else getattr(item.target, "__name__", str(item))
+    return _called(item.target, str(item))
+
+
+def _called(target: Any, otherwise: str = "") -> str:
+    schema = getattr(target, "_schema", None)
+    name = schema.name.split("::")[1] if schema else getattr(target, "__name__", otherwise)
     return _ALIASES.get(name, name)
 
 
@@ -232,7 +289,7 @@ def _double(value: Any) -> Any:
 
 
 def _places(tree: Any) -> list[int]:
-    return [leaf.node for leaf in tree_flatten(tree)[0] if isinstance(leaf, _At)]
+    return [leaf.node for leaf in tree_flatten(tree)[0] if isinstance(leaf, At)]
 
 
 def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
@@ -244,7 +301,11 @@ def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
     if name.endswith("_") and not _overwrites_its_own(item):
         raise unsupported(f"operator {name}, which overwrites what others may read")
     name = name.rstrip("_")
-    if not _places((args, kwargs)) or name in RULES or name in POOLS:
+    if not _places((args, kwargs)) or name in FORMS:
+        return
+    if name in RULES:
+        if _places((args[1:], kwargs)):
+            raise unsupported(f"operator {name} of values that all depend on the input")
         return
     made = item.meta["val"].dtype
     if not made.is_floating_point or torch.finfo(made).eps > torch.finfo(dtype).eps:
@@ -252,8 +313,9 @@ def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
     if name not in _WEIGHTED and name not in _UNWEIGHTED:
         raise unsupported(f"operator {name}")
     varying = [i for i, arg in enumerate(args) if _places(arg)]
-    weights = _WEIGHTED.get(name, ((), ()))[0]
-    if (name in _ONLY_FIRST and varying != [0]) or len(set(varying) & set(weights)) > 1:
+    weighted = [args[i] for i in _WEIGHTED.get(name, ((), ()))[0] if i < len(args)]
+    together = len(_places(weighted)) > 1 and name != "mul"
+    if (name in _ONLY_FIRST and varying != [0]) or together:
         raise unsupported(f"operator {name} of values that all depend on the input")
     if name == "batch_norm" and args[5]:
         raise unsupported("batch normalisation by the statistics of the batch")
@@ -265,61 +327,91 @@ def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
 def _overwrites_its_own(item: Any) -> bool:
     """Whether what an operator overwrites is a new tensor, and nothing else reads it."""
     first = item.args[0]
-    return len(first.users) == 1 and _name(first).rstrip("_") in _WEIGHTED
+    return len(first.users) == 1 and _name(first).rstrip("_") in {*_WEIGHTED, *RULES, *_FRESH}
 
 
-def _check_output(outputs: list[Any], nodes: list[Node]) -> None:
-    if outputs != [_At(len(nodes) - 1)]:
+def _output(outputs: list[Any], nodes: list[Node]) -> int:
+    """The node of the scores."""
+    if len(outputs) != 1 or not isinstance(outputs[0], At):
         raise unsupported("a network whose last step is not its only output")
-    shape = nodes[-1].shape
+    shape = nodes[outputs[0].node].shape
     if len(shape) != 2 or shape[0] != 1:
         raise unsupported(f"scores of shape {shape[1:]} a row; expected one score a class")
+    return outputs[0].node
 
 
-def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
-    """What one operator becomes: a node, or two for a max-pool."""
-    name = _name(item).rstrip("_")
-    parents = tuple(dict.fromkeys(_places((args, kwargs))))
-    shape = tuple(item.meta["val"].shape)
-    if name == "prelu":  # a slope a channel, the second axis
-        args = (args[0], args[1].view(-1, *[1] * (len(shape) - 2)))
-    if name in RULES:
-        rule = RULES[name](*args[1:], **kwargs)
-        return [Node(name, parents, shape, rule.value, rule)]
-    if name in POOLS:
-        places = windows(before[parents[0]].shape, *args[1:], **kwargs)
-        choose = partial(_choose, places=places.to(item.meta["val"].device))
-        taken = tuple(places.shape)
-        rule = Largest()
-        general = General(choose, taken, (before[parents[0]].shape,))
-        return [
-            Node("windows", parents, taken, choose, None, general, spread=choose),
-            Node(name, (len(before),), shape, rule.value, rule),
-        ]
-    shapes = tuple(before[i].shape for i in parents)
-    device = item.meta["val"].device
-    ones = [torch.ones(one, dtype=torch.float64, device=device) for one in shapes]
-    if name in _CASTS:
-        return [Node(name, parents, shape, torch.clone, None, Elementwise(tuple(ones)))]
-    operator = getattr(getattr(torch.ops.aten, name), item.target._overloadname)
-    call = _Call(operator, args, kwargs, parents)
-    spread = _sized(name, call, abs, lambda shift: shift * 0)
-    zeros = [one * 0 for one in ones]
-    at_0 = call(*zeros)
-    return [
-        Node(
-            name,
-            parents,
-            shape,
-            call,
-            None,
-            _affine(name, call, shape, shapes, ones),
-            at_0 if bool((at_0 != 0).any()) else None,
-            spread,
-            _sized(name, call, abs, abs)(*zeros),
-            _terms(name, call, ones),
+@dataclass(frozen=True)
+class _Writer:
+    """See `forms.Write`."""
+
+    nodes: list[Node]
+    device: torch.device
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        return self.nodes[value.node].shape if isinstance(value, At) else tuple(value.shape)
+
+    def taken(self, x: At, names: Collection[str]) -> tuple[str, At] | None:
+        node = self.nodes[x.node]
+        return (node.operator, At(node.parents[0])) if node.operator in names else None
+
+    def lines(self, x: At) -> dict[At, tuple[float, float]]:
+        found, slope, at_0 = {x: (1.0, 0.0)}, 1.0, 0.0
+        node = self.nodes[x.node]
+        while isinstance(node.affine, Elementwise) and len(node.parents) == 1:
+            scale = node.affine.scales[0]
+            shift = torch.zeros_like(scale) if node.at_0 is None else node.at_0
+            one, other = scale.flatten()[0], shift.flatten()[0]
+            if not bool((scale == one).all() & (shift == other).all()):
+                break
+            slope, at_0 = slope * float(one), at_0 + slope * float(other)
+            found[At(node.parents[0])] = slope, at_0
+            node = self.nodes[node.parents[0]]
+        return found
+
+    def rule(self, name: str, rule: Rule, x: At) -> At:
+        made = rule.value(self._zeros(x.node))
+        return self._append(Node(name, (x.node,), tuple(made.shape), rule.value, rule))
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> At:
+        name = _called(target).rstrip("_")
+        if name in RULES:
+            if name == "prelu":  # a slope a channel, the second axis
+                axes = len(self.shape(args[0])) - 2
+                args = (args[0], args[1].view(-1, *[1] * axes))
+            return self.rule(name, RULES[name](*args[1:], **kwargs), args[0])
+        parents = tuple(dict.fromkeys(_places((args, kwargs))))
+        zeros = [self._zeros(i) for i in parents]
+        shapes, ones = tuple(tuple(one.shape) for one in zeros), [zero + 1 for zero in zeros]
+        if name in _CASTS:
+            return self._append(
+                Node(name, parents, shapes[0], torch.clone, None, Elementwise(tuple(ones)))
+            )
+        call = _Call(
+            getattr(getattr(torch.ops.aten, name), target._overloadname), args, kwargs, parents
         )
-    ]
+        at_0 = call(*zeros)
+        shape = tuple(at_0.shape)
+        return self._append(
+            Node(
+                name,
+                parents,
+                shape,
+                call,
+                None,
+                _affine(name, call, shape, shapes, ones),
+                at_0 if bool((at_0 != 0).any()) else None,
+                _sized(name, call, abs, lambda shift: shift * 0),
+                _sized(name, call, abs, abs)(*zeros),
+                _terms(name, call, ones),
+            )
+        )
+
+    def _zeros(self, node: int) -> Tensor:
+        return torch.zeros(self.nodes[node].shape, dtype=torch.float64, device=self.device)
+
+    def _append(self, node: Node) -> At:
+        self.nodes.append(node)
+        return At(len(self.nodes) - 1)
 
 
 def _affine(
@@ -343,7 +435,7 @@ def _affine(
     return General(call, shape, shapes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # vmap writes down what it calls, all weights included
 class _Call:
     """An operator as a function of the values of nodes, its other arguments given."""
 
@@ -354,7 +446,7 @@ class _Call:
 
     def __call__(self, *given: Tensor) -> Tensor:
         def fill(leaf: Any) -> Any:
-            return given[self.parents.index(leaf.node)] if isinstance(leaf, _At) else leaf
+            return given[self.parents.index(leaf.node)] if isinstance(leaf, At) else leaf
 
         args, kwargs = tree_map(fill, (self.args, self.kwargs))
         return self.operator(*args, **kwargs)
@@ -393,7 +485,3 @@ def _terms(name: str, call: _Call, ones: list[Tensor]) -> Callable[..., Tensor] 
     # windows of an adaptive pool may overlap
     most = max(2 * sum(map(torch.numel, ones)) / made.numel(), window) + 1
     return lambda *_: torch.full_like(made, most)
-
-
-def _choose(x: Tensor, places: Tensor) -> Tensor:
-    return x.flatten()[places]

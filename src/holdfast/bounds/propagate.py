@@ -39,11 +39,19 @@ class Rows:
     `noise` from what real arithmetic makes of the same arguments.
 
     intervals: a pair lo <= hi, [n, *node.shape] each, for every node, of both.
-    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself.
+    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself, and
+        for all but the classes that are aimed at, [n], where some are.
     rounded: the same of the network that rounds.
     """
 
-    def __init__(self, graph: Graph, region: Region, y: Tensor, unit: float = 0.0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        y: Tensor,
+        unit: float = 0.0,
+        aims: Tensor | None = None,
+    ) -> None:
         self.graph = graph
         self.region = region
         self.y = y
@@ -54,7 +62,12 @@ class Rows:
             self.intervals.append(self._forward(i, node))
         self.lines: dict[int, Lines] = {}
         self.sums: dict[int, Tensor] = {}  # lo + hi where CROWN alone says them
-        self.lower = torch.full_like(self.intervals[-1][0][:, 0], -torch.inf)
+        scores = self.intervals[-1][0][:, 0]
+        every = torch.arange(scores.shape[1], device=y.device)
+        free = every == y[:, None]
+        if aims is not None:
+            free = free | (every != aims[:, None])
+        self.lower = torch.full_like(scores, -torch.inf).masked_fill(free, torch.inf)
         self.rounded = self.lower
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Rows:
@@ -102,7 +115,7 @@ class Rows:
             if len(rows):
                 part = self.at(rows)
                 part._tighten(steps)
-                part._keep(steps=steps)
+                part._keep()
                 part._suppose(steps)
                 self.lower[rows], self.rounded[rows] = part.lower, part.rounded
         return self.lower
@@ -262,16 +275,16 @@ class Rows:
 
         return best_slopes(bound, lines, rows, steps, enough)
 
-    def _keep(self, *, through: bool = True, steps: int = 0) -> None:
-        """Bound the margins, and keep what is better; with steps, only those not proved."""
-        asks = self.left if steps else torch.ones_like(self.left)
-        rows, classes = asks.scatter(1, self.y[:, None], False).nonzero(as_tuple=True)
-        found = []
-        for at in self._in_parts(rows):
-            a, slopes = self._margins(rows[at], classes[at], steps)
-            found.append(self.backward(self.last, rows[at], a, through=through, slopes=slopes))
-        self.lower = self.lower.scatter(1, self.y[:, None], torch.inf)
-        self.rounded = self.rounded.scatter(1, self.y[:, None], torch.inf)
+    def _keep(self, *, through: bool = True) -> None:
+        """Bound all margins, and keep what is better."""
+        rows, classes = (self.lower < torch.inf).nonzero(as_tuple=True)
+        found = [
+            self.backward(
+                self.last, rows[at], self._margins(rows[at], classes[at]), through=through
+            )
+            for at in self._in_parts(rows)
+        ]
+        self.lower, self.rounded = self.lower.clone(), self.rounded.clone()
         self._raise(rows, classes, torch.cat(found, 1))
 
     def _raise(self, rows: Tensor, classes: Tensor, found: Tensor) -> None:
@@ -284,24 +297,20 @@ class Rows:
         size = self._at_once(self.graph.windows(self.last, ()))
         return torch.arange(len(rows), device=rows.device).split(size)
 
-    def _margins(
-        self, rows: Tensor, classes: Tensor, steps: int
-    ) -> tuple[Tensor, dict[int, Tensor] | None]:
-        """The coefficients of margins of rows over classes on the scores, [p, 1, k], and the lower
-        slopes that some steps find for them."""
+    def _margins(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """The coefficients of margins of rows over classes on the scores: [p, 1, k]."""
         one = torch.eye(self.lower.shape[1], dtype=torch.float64, device=self.y.device)
-        a = (one[self.y[rows]] - one[classes])[:, None]
-        windows = self.graph.windows(self.last, ())
-        return a, self._slopes(self.last, rows, a, None, windows, steps, 0.0)
+        return (one[self.y[rows]] - one[classes])[:, None]
 
     def _below(self, rows: Tensor, classes: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """`pulled` for margins of rows over classes, with the slopes that some steps find."""
         windows, found = self.graph.windows(self.last, ()), []
         for at in self._in_parts(rows):
-            a, slopes = self._margins(rows[at], classes[at], steps)
+            a = self._margins(rows[at], classes[at])
+            slopes = self._slopes(self.last, rows[at], a, None, windows, steps, 0.0)
             slope, at_0 = self.pulled(self.last, rows[at], a, windows=windows, slopes=slopes)
             assert slope is not None
-            found.append((slope, at_0))
+            found.append((whole(slope, self.graph.nodes[0].shape, windows[0]), at_0))
         slope, at_0 = zip(*found, strict=True)
         return torch.cat(slope), torch.cat(at_0, 1)
 

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -143,13 +144,54 @@ class Largest(Rule):
         return None
 
 
+class Square(Rule):
+    """x * x, between its tangent in the middle and its chord."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return x.square()
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        least, most = torch.maximum(lo, -hi).clamp_min(0), torch.maximum(-lo, hi)
+        return least.square(), most.square()
+
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
+        return Lines(lo + hi, -((lo + hi) / 2).square(), lo + hi, -lo * hi)
+
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
+        return 2 * unit * torch.maximum(-lo, hi).square()
+
+
+class Product(Rule):
+    """The product of the two entries along the last axis, between the means of the two planes below
+    and of the two above that touch it at corners (McCormick 1976)."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return x[..., 0] * x[..., 1]
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        (a, b), (c, d) = lo.unbind(-1), hi.unbind(-1)
+        corners = torch.stack([a * b, a * d, c * b, c * d])
+        return corners.amin(0), corners.amax(0)
+
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
+        (a, b), (c, d) = lo.unbind(-1), hi.unbind(-1)
+        slopes = ((lo + hi) / 2).flip(-1)
+        return Lines(slopes, -(a * b + c * d) / 2, slopes, -(a * d + c * b) / 2)
+
+    def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
+        return 2 * unit * torch.maximum(-lo, hi).prod(-1)
+
+
 class Smooth(Rule):
     """A function whose first and second derivatives are at most `steep` and `bend` in size
-    everywhere, and which rises everywhere, or from its lowest point, `bottom`, to the right and has
-    no other turn but far to the left, where it is almost 0.
+    everywhere but at its `kinks`, and which rises everywhere, or from its lowest point, `bottom`,
+    to the right and has no other turn but far to the left, where it is almost 0; `turns`: it may
+    turn anywhere.
 
     Of all lines below, the one that is highest in the middle of [lo, hi] is sought among samples;
     it is then lowered by what the function can fall between two samples, bend * step^2 / 8.
+
+    The network's own form of it is off by `slack` at most, besides what it rounds.
     """
 
     samples = 64
@@ -160,19 +202,29 @@ class Smooth(Rule):
         steep: float,
         bend: float,
         bottom: float | None = None,
+        kinks: tuple[float, ...] = (),
+        slack: float = 0.0,
+        *,
+        turns: bool = False,
     ) -> None:
         self.function = function
         self.steep = steep
         self.bend = bend
         self.bottom = bottom
+        self.kinks = kinks
+        self.slack = slack
+        self.turns = turns
 
     def value(self, x: Tensor) -> Tensor:
         return self.function(x)
 
     def noise(self, lo: Tensor, hi: Tensor, unit: float) -> Tensor | None:
-        return 8 * unit * (1 + torch.maximum(-lo, hi).abs())
+        return 8 * unit * (1 + torch.maximum(-lo, hi).abs()) + self.slack
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        if self.turns:
+            _, y, drop = self._sampled(lo, hi)
+            return y.amin(-1) - drop, y.amax(-1) + drop
         ends = self.value(lo), self.value(hi)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         if self.bottom is not None:
@@ -180,11 +232,17 @@ class Smooth(Rule):
             low = torch.where((lo < self.bottom) & (hi > self.bottom), least, low)
         return low, high
 
-    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
+    def _sampled(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points of [lo, hi], [..., points], values there, and the most that it falls between."""
         share = torch.linspace(0, 1, self.samples + 1, dtype=lo.dtype, device=lo.device)
         x = torch.lerp(lo[..., None], hi[..., None], share)
-        y = self.value(x)
-        drop = self.bend * ((hi - lo) / self.samples).square() / 8
+        if self.kinks:
+            kinks = lo.new_tensor(self.kinks).expand(*lo.shape, -1)
+            x = torch.cat([x, kinks.clamp(lo[..., None], hi[..., None])], -1).sort(-1).values
+        return x, self.value(x), self.bend * ((hi - lo) / self.samples).square() / 8
+
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
+        x, y, drop = self._sampled(lo, hi)
         low, low_at_0 = _below(x, y)
         up, up_at_0 = _below(x, -y)
         return Lines(low, low_at_0 - drop, -up, drop - up_at_0)
@@ -211,6 +269,51 @@ def _gelu(approximate: str = "none") -> Smooth:
     return Smooth(lambda x: F.gelu(x, approximate=approximate), 1.13, 0.83, bottom)
 
 
+# f of `gate`, and the largest first and second derivatives of x * f(x) in size
+GATES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+    "sigmoid": (torch.sigmoid, 1.1, 0.51),
+    "tanh": (torch.tanh, 1.2, 2.01),
+    "erf": (torch.erf, 1.26, 2.26),
+}
+
+
+def gate(name: str, outer: float, inner: float, shift: float) -> Rule:
+    """x * (outer * f(inner * x) + shift), where that is no steeper than a few x: |outer| + |shift|
+    is at most 1."""
+    if (name, outer, inner, shift) == ("sigmoid", 1.0, 1.0, 0.0):
+        return RULES["silu"]()
+    f, steep, bend = GATES[name]
+    usual = max(abs(2 * outer - 1), abs(2 * shift - 1), abs(inner - 0.5**0.5)) < 1e-6
+    return Smooth(
+        lambda x: x * (outer * f(inner * x) + shift),
+        steep * abs(outer) + abs(shift),
+        bend * abs(outer * inner),
+        -0.7517916 if name == "erf" and usual else None,
+        turns=not usual or name != "erf",
+    )
+
+
+def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Smooth:
+    if min(alpha, scale, input_scale) <= 0:
+        raise InputError("not supported: an ELU of which a number is not above 0.")
+    steep, bend = scale * max(1.0, alpha * input_scale), scale * alpha * input_scale**2
+    elu = partial(torch.ops.aten.elu, alpha=alpha, scale=scale, input_scale=input_scale)
+    return Smooth(elu, steep, bend, kinks=(0.0,))
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Smooth:
+    """The network's own is x where beta * x is above the threshold."""
+    if min(beta, threshold) <= 0:
+        raise InputError("not supported: a softplus of which a number is not above 0.")
+    slack = math.exp(-threshold) / beta
+    return Smooth(
+        lambda x: torch.logaddexp(beta * x, torch.zeros_like(x)) / beta,
+        1.0,
+        0.251 * beta,
+        slack=slack,
+    )
+
+
 def windows(
     shape: tuple[int, ...],
     size: list[int],
@@ -222,10 +325,9 @@ def windows(
     """The entries that each result of a max-pool over the last axes of [*shape] is chosen from, as
     places in the flat input: [*pooled, window].
 
-    A place beyond the edge is replaced by another one of its window, which changes no maximum.
+    A place beyond the edge is replaced by another one of its window, which changes no maximum. With
+    `ceil_mode`, a last window that reaches beyond the padding counts if it begins before it.
     """
-    if ceil_mode:
-        raise InputError("not supported: a max-pool with ceil_mode.")
     axes = len(size)
     padding, dilation = (
         option if isinstance(option, list) and len(option) == axes else [_one(option)] * axes
@@ -234,8 +336,12 @@ def windows(
     places = torch.arange(math.prod(shape)).reshape(shape)
     places = F.pad(places, [side for p in reversed(padding) for side in (p, p)], value=-1)
     for i in range(axes):
-        reach = dilation[i] * (size[i] - 1) + 1
-        places = places.unfold(len(shape) - axes + i, reach, (stride or size)[i])
+        axis, reach = len(shape) - axes + i, dilation[i] * (size[i] - 1) + 1
+        step, side = (stride or size)[i], places.shape[axis]
+        beyond = -(side - reach) % step  # to one more window
+        if ceil_mode and side + beyond - reach < side - padding[i]:
+            places = F.pad(places, [0, 0] * (places.ndim - 1 - axis) + [0, beyond], value=-1)
+        places = places.unfold(axis, reach, step)
         places = places[..., :: dilation[i]]
     places = places.flatten(-axes)
     if bool((places < 0).all(-1).any()):
@@ -247,6 +353,32 @@ def _one(option: list[int] | int) -> int:
     return option[0] if isinstance(option, list) else option
 
 
+def cells(shape: tuple[int, ...], made: list[int]) -> Tensor:
+    """The same of an adaptive max-pool with so many results along the last axes."""
+    places = torch.arange(math.prod(shape)).reshape(shape)
+    for axis, count in enumerate(made, len(shape) - len(made)):
+        side = shape[axis]
+        first = [i * side // count for i in range(count)]
+        last = [-(-(i + 1) * side // count) - 1 for i in range(count)]
+        width = max(b - a for a, b in zip(first, last, strict=True)) + 1
+        at = torch.tensor(first)[:, None] + torch.arange(width)
+        at = torch.minimum(at, torch.tensor(last)[:, None])
+        places = places.index_select(axis, at.flatten()).unflatten(axis, at.shape)
+        places = places.movedim(axis + 1, -1)
+    return places.flatten(-len(made))
+
+
+def slices(shape: tuple[int, ...], axes: list[int], keepdim: bool) -> Tensor:
+    """The same of a maximum over these axes; none: over all."""
+    over = sorted(axis % len(shape) for axis in axes) or list(range(len(shape)))
+    places = torch.arange(math.prod(shape)).reshape(shape).movedim(over, list(range(-len(over), 0)))
+    places = places.flatten(-len(over))
+    if keepdim:
+        left = [1 if axis in over else side for axis, side in enumerate(shape)]
+        places = places.reshape(*left, -1)
+    return places
+
+
 # The rule of an operator, from its further arguments.
 RULES: dict[str, Callable[..., Rule]] = {
     "relu": Bent,
@@ -256,5 +388,14 @@ RULES: dict[str, Callable[..., Rule]] = {
     "tanh": lambda: Smooth(torch.tanh, 1.0, 0.77),
     "gelu": _gelu,
     "silu": lambda: Smooth(F.silu, 1.1, 0.51, -1.2784645),
+    "abs": lambda: Bent(-1.0),
+    "square": Square,
+    "elu": _elu,
+    "selu": lambda: _elu(1.6732632423543772, 1.0507009873554805),
+    "celu": lambda alpha=1.0: _elu(alpha, 1.0, 1 / alpha),
+    "softplus": _softplus,
+    "log_sigmoid": lambda: Smooth(F.logsigmoid, 1.0, 0.251),
+    "hardswish": lambda: Smooth(F.hardswish, 1.51, 0.34, -1.5, (-3.0, 3.0)),
+    "mish": lambda: Smooth(F.mish, 1.1, 0.65, -1.1924312),
+    "erf": lambda: Smooth(torch.erf, 1.13, 0.97),
 }
-POOLS = {"max_pool1d", "max_pool2d", "max_pool3d"}

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from holdfast.data.boxes import check_boxes, padded
+from holdfast.boxes import check_boxes
+from holdfast.data.boxes import padded
 from holdfast.data.images import Picture, Resizing
 from holdfast.data.pictures import Pictures
 from holdfast.errors import InputError

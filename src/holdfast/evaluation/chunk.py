@@ -118,13 +118,13 @@ class SearchSettings:
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
     @property
-    def graded(self) -> bool:
+    def keeps_lowest(self) -> bool:
         """Whether a row that is not broken has an answer under attack of its own."""
-        return isinstance(self.target, WithTruth) and self.target.rule.graded
+        return isinstance(self.target, WithTruth) and self.target.rule.has_measure
 
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
-        own = self.target.task.refuses or self.graded
+        own = self.target.task.refuses or self.keeps_lowest
         return (own and eps == self.measured[0]) or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
@@ -428,7 +428,7 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
         broken = found.shown[found.broken]
         lost = settings.target.answers(broken, attacked.cpu()[found.broken])[1]
         after = before.clone()
-        if settings.graded:
+        if settings.keeps_lowest:
             after = _at_lowest(settings, state, before)
     after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
@@ -446,9 +446,9 @@ def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> T
     """What the model answers at the lowest margin that was found for each row; `before` [n, w]
     where no legal input of a lower one is known."""
     assert isinstance(settings.target, WithTruth)
-    moved = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
-    moved &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
-    at = (state.asked & moved & ~state.failed).nonzero()[:, 0]
+    changed = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
+    changed &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
+    at = (state.asked & changed & ~state.failed).nonzero()[:, 0]
     after, shown = before.clone(), state.shown(at)
     scores = judge.rule(settings.target, shown, settings.seed).scores
     assert scores is not None  # else no answers are held to truths

@@ -118,7 +118,9 @@ def prepare(
     source = since(target, source)
     # the first inputs have shown what a plain function gives
     trees = threat.schema is not None and has_trees(target)
-    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn, trees=trees)
+    task = str(target.describe().get("task", "classes"))
+    kind = {"drawn": drawn, "trees": trees, "task": task}
+    own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat)]
     return Prepared(target, source, threat, own, sources, rows, groups, noted)

@@ -204,7 +204,7 @@ def _statuses(e: Evidence) -> Found:
     if "truth" in columns:
         outputs = [np.stack(list(columns[n])) for n in ("clean_output", "attacked_output")]
         same = np.isclose(*outputs, rtol=0, atol=0, equal_nan=True).all(1)
-        if isinstance(e.target, WithTruth) and e.target.rule.graded:
+        if isinstance(e.target, WithTruth) and e.target.rule.has_measure:
             truth, margin = np.stack(list(columns["truth"])), columns["margin"].astype(float)
             same |= np.isclose(e.target.rule.margins(truth, outputs[1]), margin, rtol=0, atol=1e-3)
         yield ~broken & ~same, "have outputs under attack, but are not called broken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -39,12 +40,9 @@ def average_precision(
     Raises:
         InputError: pycocotools is not installed.
     """
-    try:
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise InputError(
-            "average precision needs pycocotools: pip install 'holdfast[detection]'."
-        ) from None
+    require()
+    from pycocotools.cocoeval import COCOeval
+
     with redirect_stdout(io.StringIO()):  # it prints its progress
         found = COCOeval(_set(objects), _set(boxes, scored=True), "bbox")
         found.params.areaRng, found.params.areaRngLbl = found.params.areaRng[:1], ["all"]
@@ -59,6 +57,15 @@ def average_precision(
     by_class = {int(classes[k]): float(precision[0, :, k].mean()) for k in known}
     precision = precision[:, :, known]
     return AveragePrecision(float(precision[0].mean()), float(precision.mean()), by_class)
+
+
+def require() -> None:
+    """Raises InputError: pycocotools is not installed."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise InputError(
+            "the average precision of a detector needs pycocotools: pip install "
+            "'holdfast[detection]'."
+        )
 
 
 def _set(images: Sequence[np.ndarray], scored: bool = False) -> Any:

@@ -273,6 +273,15 @@ class TaskFigure(Record):
     interval: Interval | None = None  # of the attacked one, where it is a share
 
 
+class ObjectMetrics(Record):
+    """The figures of a task for one class of the objects or regions that its truths name."""
+
+    label: int
+    name: str
+    n: Annotated[int, Field(ge=0)]  # objects of this class, or images that hold it
+    figures: dict[str, TaskFigure]
+
+
 class Perceptual(Record):
     """How much the changes that broke a row show, in images: medians."""
 
@@ -377,6 +386,7 @@ class Metrics(Record):
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     # of a task with figures of its own, such as detection: these by their names
     of_task: Annotated[dict[str, TaskFigure], Field(exclude_if=_unsaid)] = {}
+    of_objects: Annotated[list[ObjectMetrics], Field(exclude_if=_unsaid)] = []  # and by class
     queries: list[QueryPoint] = []
     median_queries: Real = None  # of the inputs that were broken
     curve: list[CurvePoint]

@@ -14,8 +14,8 @@ import pyarrow as pa
 from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
-from holdfast.intervals import Interval, interval
-from holdfast.runs import detection
+from holdfast.intervals import Z, interval, mean_interval
+from holdfast.runs import detection, segmentation
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
     BinaryMetrics,
@@ -38,7 +38,6 @@ from holdfast.runs.manifest import (
     Sizes,
     Status,
     Survivors,
-    TaskFigure,
 )
 
 SAMPLES = pa.schema(
@@ -113,7 +112,6 @@ def _flags(table: pa.Table, name: str) -> np.ndarray:
 
 NOT_SEARCHED = -1  # in relations_broken
 HELD = ("robust", "certified")  # the statuses of rows that count as robust
-Z = 1.959964  # of a 95 % interval
 
 
 def samples_for(width: float, share: float = 0.5) -> int:
@@ -356,50 +354,11 @@ def _errors(rows: Answered) -> dict[str, Any]:
     return {"errors": Errors(clean=clean, attacked=attacked)}
 
 
-def _pixels(rows: Answered) -> dict[str, Any]:
-    """Pixel accuracy and mIoU: means over images with their intervals, those of the worst image,
-    and the mIoU of the pixels of all images together."""
-    given = {"clean": rows.clean, "attacked": rows.attacked}
-    counts = {kind: (*np.split(answer, 2, 1), rows.truth) for kind, answer in given.items()}
-    each = {
-        "pixel accuracy": {kind: pixel_accuracy(*of) for kind, of in counts.items()},
-        "mIoU of an image": {kind: mean_iou(*of) for kind, of in counts.items()},
-    }
-    figures: dict[str, TaskFigure] = {}
-    for name, of in each.items():
-        means, lowest = (
-            {kind: float(how(values)) if len(values) else None for kind, values in of.items()}
-            for how in (np.mean, np.min)
-        )
-        figures[name] = TaskFigure(**means, interval=mean_interval(of["attacked"]))
-        figures[f"{name}, worst image"] = TaskFigure(**lowest)
-    together = {
-        kind: float(mean_iou(*(count.sum(0, keepdims=True) for count in of))[0])
-        for kind, of in counts.items()
-    }
-    return {"of_task": figures | {"mIoU of all pixels": TaskFigure(**together)}}
-
-
-def pixel_accuracy(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """The share of judged pixels that are right in images with these counts of each class, of
-    pixels rightly said to be of it, said to be of it, and of it [n, c] each: [n]."""
-    return hits.sum(1) / held.sum(1)
-
-
-def mean_iou(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """The mean intersection over union of these images, over the classes that they hold or are said
-    to hold: [n]; NaN where there is none."""
-    union = said + held - hits
-    there = union > 0
-    shares = np.divide(hits, union, out=np.zeros_like(hits, dtype=float), where=there)
-    return shares.sum(1) / np.where(there.any(1), there.sum(1), np.nan)
-
-
 # the figures of a task of its own, by their names in `Metrics`
 OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {
     "regression": _errors,
     "detection": detection.figures,
-    "segmentation": _pixels,
+    "segmentation": segmentation.figures,
 }
 
 
@@ -436,16 +395,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     return CorruptionMetrics(
         mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
     )
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
-    theorem."""
-    n = len(values)
-    if not n:
-        return interval(0, 0)
-    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
-    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from holdfast import spec, usercode
+from holdfast.boxes import check_boxes
 from holdfast.errors import InputError, listed, suggest
 from holdfast.spec import option
 from holdfast.tasks.boxes import MOST, Boxes, area, iou, kept, matched
-from holdfast.tasks.detection_heads import HEADS, BoxHead
+from holdfast.tasks.detection_heads import HEADS, BoxHead, corners
 from holdfast.tasks.form import Form
 from holdfast.tasks.task import TaskWithTruth
 
@@ -77,9 +78,8 @@ class Detection(TaskWithTruth):
         for names in (("logits", "pred_boxes"), ("boxes", "scores", "labels")):
             if set(names) <= outputs.keys():
                 return {name: outputs[name] for name in names}
-        first = next(iter(outputs), None)
-        # the decoded outputs, before the maps that they were made of
-        if first == "0" and outputs[first].ndim == 3:
+        first, *others = outputs
+        if all("." in name for name in others):  # the list of maps that it was decoded from
             return {first: outputs[first]}
         return outputs
 
@@ -156,34 +156,7 @@ class Detection(TaskWithTruth):
                 f"{where} has no object, so none can be lost: leave such images out, or measure "
                 'the boxes that appear with goal="ghost".'
             )
-        label, box = objects[:, 0], objects[:, 1:]
-        if not np.isfinite(objects).all():
-            raise InputError(f"{where} has a box of {objects.tolist()}; all must be finite.")
-        if (label != label.round()).any() or (label < 0).any() or (label >= self.most()).any():
-            raise InputError(
-                f"{where} has an object of class {label.max():g}, but the detector knows "
-                f"{self.classes} classes, numbered from 0; the columns are class, x0, y0, x1, y1."
-            )
-        if (box <= 1).all():
-            raise InputError(
-                f"{where} has boxes of {box[0].tolist()}, which look like shares of the image; "
-                f"give pixels: x times {width}, y times {height}."
-            )
-        if (box[:, 2:] <= box[:, :2]).any():
-            raise InputError(
-                f"{where} has boxes of {box[0].tolist()}, whose second corner is not to the right "
-                "of and below the first: they look like x, y, width, height; give x0, y0, x1, y1."
-            )
-        far = max(box[:, 2].max() - width, box[:, 3].max() - height, -box.min())
-        if far > 0.1 * max(width, height):
-            raise InputError(
-                f"{where} has a box that ends {far:.4g} pixels outside of the image of "
-                f"{height} x {width}: give pixels of the raw image, as x0, y0, x1, y1."
-            )
-
-    def most(self) -> float:
-        """The number of classes; inf where the head does not say it."""
-        return np.inf if self.classes is None else self.classes
+        check_boxes(objects, width, height, where, self.classes)
 
     def objects(self, truth: Tensor) -> Objects:
         """The truth as the context holds it, [n, 1 + m, 5]: first how many boxes were without an
@@ -191,6 +164,24 @@ class Detection(TaskWithTruth):
         label = truth[:, 1:, 0].round().long()
         known = torch.where(label < -1, -2 - label, label)
         return Objects(truth[:, 1:, 1:], known, label >= 0, truth[:, 0, 0])
+
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        boxes, given = self.decode(z), self.objects(truth)
+        at, size = given.place[..., :2], given.place[..., 2:]
+        total, found = int(given.live.sum()), int(self.judged(boxes, given)[0].sum())
+        for place, label, said in (
+            (torch.cat([at, at + size], -1), given.label, "their boxes as x, y, width, height"),
+            (corners(at, size), given.label, "their boxes as center x, center y, width, height"),
+            (given.place, given.label - 1, "their classes as counted from 1"),
+        ):
+            other = int(self.judged(boxes, given._replace(place=place, label=label))[0].sum())
+            if found < total / 2 and other > max(found + 0.3 * total, 1):
+                return (
+                    f"of the {total} objects of its first images the detector finds {found}, but "
+                    f"{other} when it reads {said}: give class, x0, y0, x1, y1, with classes from "
+                    "0, in pixels of the raw image."
+                )
+        return ""
 
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         boxes, objects = self.decode(z), self.objects(truth)

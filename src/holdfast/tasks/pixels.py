@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.losses import without
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -34,15 +36,34 @@ def masked_ce(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
 def balanced_ce(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
     """The same, where each class of the truth weighs alike: [n]. (In the authors' code its pixels
     weigh 1 - their share, which is nothing where there is one class.)"""
+    return _balanced(F.cross_entropy(logits, truth, reduction="none"), logits, truth, judged)
+
+
+def pair_ce(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """The same against the best other class alone, so that each pixel is pulled straight to its
+    nearest boundary: [n]. (Ours: the gradient of a cross-entropy of three or more classes points
+    between them.)"""
+    own = logits.gather(1, truth[:, None])[:, 0]
+    other = without(logits, truth).amax(1)
+    return _balanced(F.softplus(other - own), logits, truth, judged)
+
+
+LOSSES: dict[str, Loss] = {
+    "jsd": jsd,
+    "masked_ce": masked_ce,
+    "balanced_ce": balanced_ce,
+    "pair_ce": pair_ce,
+}
+
+
+def _balanced(values: Tensor, logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """The sum over classes of the truth of the mean of values [n, H, W] over its pixels, those that
+    are wrong as 0: [n]."""
     n, c = logits.shape[:2]
     held = torch.zeros(n, c, dtype=logits.dtype, device=logits.device)
     held.scatter_add_(1, truth.flatten(1), judged.flatten(1).to(held))
     weight = (1 / held.clamp_min(1)).gather(1, truth.flatten(1)).view_as(truth)
-    share = _right(logits, truth, judged) * weight
-    return (share * F.cross_entropy(logits, truth, reduction="none")).flatten(1).sum(1)
-
-
-LOSSES: dict[str, Loss] = {"jsd": jsd, "masked_ce": masked_ce, "balanced_ce": balanced_ce}
+    return (weight * values.where(_right(logits, truth, judged), 0)).flatten(1).sum(1)
 
 
 def _right(logits: Tensor, truth: Tensor, judged: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class TaskWithTruth(ABC):
     relative: ClassVar[bool] = False
     enough: ClassVar[float] = 0.0  # see `Classes`
     # a row that is not broken is answered at its lowest margin under attack: see `margins`
-    graded: ClassVar[bool] = False
+    has_measure: ClassVar[bool] = False
     losses: ClassVar[Sequence[str]] = ()  # of outputs, which an attack may name: see `ascending`
     form: Form = Form()
 
@@ -147,6 +147,11 @@ class TaskWithTruth(ABC):
         """What a truth for each output must be, and where those of y [n, ...] are not: bool."""
         return "a finite number", ~np.isfinite(y)
 
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        """What clean outputs z [n, k] show to be wrong with how the truths [n, ...] are written; ""
+        where they show nothing."""
+        return ""
+
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         """The truths [n, ...] that an adversary is held to, where clean outputs are z [n, k]."""
         return truth
@@ -171,8 +176,8 @@ class TaskWithTruth(ABC):
         return truth.flatten(1), self.answers(z)
 
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        """Of a `graded` task the margins of rows whose truths [n, v] and answers [n, w] these are:
-        [n]."""
+        """Of a task that `has_measure` the margins of rows with these truths [n, v] and answers
+        [n, w]: [n]."""
         raise NotImplementedError
 
     def ascending(self, loss: str) -> Self:

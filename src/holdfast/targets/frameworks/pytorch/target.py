@@ -413,7 +413,7 @@ class TorchTarget(Target):
 
     def _read(self, z: Any, n: int) -> Tensor:
         """The same as the model means them, whatever the threshold."""
-        z = self._chosen(z, n)
+        one, z = is_one(z), self._chosen(z, n)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -426,8 +426,9 @@ class TorchTarget(Target):
         if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
             z = z[None]
         if self.head.truth_task is not None and z.shape[:1] in ((n,), ()):
-            form = said_by(self.model).form or Form((("", tuple(z.shape[1:])),))
-            z = self._formed(z.reshape(n, -1), form)
+            form, z = Form((("", tuple(z.shape[1:])),)), z.reshape(n, -1)
+            if one:  # else `_chosen` has noted it
+                z = self._formed(z, said_by(self.model).form or form)
             return odds(z) if chances and self.head.truth_task.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
@@ -599,7 +600,7 @@ class TorchTarget(Target):
     def _formed(self, z: Tensor, form: Form) -> Tensor:
         """Outputs z [n, k], of which the form is noted while it is found out."""
         if not self.bound:
-            self.form = form
+            self.form = replace(form, image=self.form.image, seen=self.form.seen)
         return z
 
     def _find_sides(self) -> None:
