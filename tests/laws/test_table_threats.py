@@ -21,7 +21,6 @@ from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
 from holdfast.threats.table.features import Feature
 from holdfast.threats.table.language import Vocabulary
-from holdfast.threats.table.projection import project
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import Threat
 
