@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -66,6 +66,9 @@ class Detection(TaskWithTruth):
     ghosts: int = option(1, "boxes without an object that are too many", at_least=1, at_most=MOST)
     overlap: float = option(0.45, "most overlap of two boxes", above=0, at_most=1)
     head: Any = "auto"
+    # of what it is fitted to: how boxes are read, and the number of classes, where the head says it
+    reader: BoxHead = field(default=HEADS["torchvision"], init=False, repr=False, compare=False)
+    classes: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         spec.check(self)
@@ -85,7 +88,7 @@ class Detection(TaskWithTruth):
 
     def fitted(self, form: Form) -> Self:
         own = super().fitted(form)
-        object.__setattr__(own, "read", own._head())
+        object.__setattr__(own, "reader", own._head())  # of a frozen dataclass
         if form.seen is None:
             raise InputError(f"{self} is of images, but the inputs are none.")
         boxes = own.decode(torch.zeros(1, sum(form.sizes)))
@@ -120,7 +123,7 @@ class Detection(TaskWithTruth):
 
     def decode(self, z: Tensor) -> Boxes:
         """All boxes that outputs z [n, k] offer, in pixels of the raw images."""
-        boxes = self.read.decode(self.form.split(z), self.form)
+        boxes = self.reader.decode(self.form.split(z), self.form)
         if self.form.image == self.form.seen:
             return boxes
         (h, w), (seen_h, seen_w) = self.form.image, self.form.seen
@@ -129,8 +132,8 @@ class Detection(TaskWithTruth):
 
     def left(self, boxes: Boxes, above: float) -> tuple[Boxes, Tensor]:
         """The boxes after suppression, the best first, and which of them are kept: [n, k] bool."""
-        overlap = self.overlap if self.read.suppresses else 1.0
-        at, keep = kept(boxes, above, overlap, by_class=self.read.by_class)
+        overlap = self.overlap if self.reader.suppresses else 1.0
+        at, keep = kept(boxes, above, overlap, by_class=self.reader.by_class)
         return boxes.take(at), keep
 
     # ------------------------------------------------------------------ the truth
