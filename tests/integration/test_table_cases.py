@@ -101,6 +101,50 @@ def test_projected_gradients_through_the_repair_on_loans() -> None:
     assert np.linalg.norm(scaled, axis=1).max() <= 0.2 * (1 + 1e-5)
 
 
+CLIMBS = "capgd(steps=50, restarts=4)"
+
+
+@pytest.mark.slow
+@pytest.mark.cases
+@pytest.mark.parametrize(
+    ("name", "net", "eps", "attacks", "least"),
+    [
+        ("lcld", "nn", 0.2, [CLIMBS], 100),  # of 115
+        ("lcld", "nn_gradient", 0.2, [CLIMBS], 100),  # of 111
+        ("lcld", "nn_moeva", 0.2, [CLIMBS, "genetic(steps=60)"], 95.14),  # 98 of 103
+        ("url", "", 0.2, [CLIMBS], 31.75),
+        ("url", "", 0.5, [CLIMBS], 86.66),
+        ("botnet", "nn", 1.0, [CLIMBS], 100),
+        ("botnet", "nn_moeva", 1.0, [CLIMBS], 100),
+        ("botnet", "nn", 0.5, [CLIMBS], 100),
+        ("botnet", "nn_moeva", 0.5, ["capgd(steps=50, restarts=2)"], 29.5),
+    ],
+)
+def test_legal_successes_on_all_rows_of_a_case(
+    name: str, net: str, eps: float, attacks: list[str], least: float
+) -> None:
+    """In percent of the legal rows of class 1 that the net has right; 0.25 is LCLD's threshold."""
+    case, schema = table_case(name), schema_of(name)
+    x, y = case.data()
+    x, legal = x.astype(np.float32), (case.violations(x) == 0).all(1)
+    model = Scaled(
+        case.net(net) if net else case.net(), case, name, 0.25 if name == "lcld" else 0.5
+    )
+    target = hf.wrap(model.eval(), bounds=(float(x.min()) - 1, float(x.max()) + 1))
+    rows = np.flatnonzero(legal & (y == 1) & (target.labels(torch.tensor(x)).numpy() == 1))
+    found, left = x.copy(), rows
+    for attack in attacks:
+        made = hf.attack(target, x[left], y[left], Threat.l2(eps, schema=schema), attack)
+        found[left[made.success]] = made.x_adv[made.success]
+        left = left[~made.success]
+    hit = np.setdiff1d(rows, left)
+    assert 100 * len(hit) / len(rows) >= least
+    assert (case.violations(found[hit].astype(float)) == 0).all()
+    assert (target.labels(torch.tensor(found[hit])) == 0).all()
+    moved = case.scale(found[hit]) - case.scale(x[hit])
+    assert np.linalg.norm(moved, axis=1).max() <= eps * (1 + 1e-5)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with rows 290 to 320, their net and their schema."""

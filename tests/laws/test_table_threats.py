@@ -205,6 +205,39 @@ def test_what_attacks_find_on_a_linear_model_is_what_a_milp_finds() -> None:
     assert not (broken("capgd(steps=5)", 0.06) & ~climbed).any()
 
 
+def test_l1_with_scales_of_costs_is_a_budget_of_cost() -> None:
+    """Against a linear program over what is added and what is taken of each feature."""
+    cost, weights = torch.tensor([0.5, 2.0, 0.25]), torch.tensor([0.3, 0.9, -0.2])
+    features = [
+        Feature(name, bounds=(0, 10), scale=float(1 / c))
+        for name, c in zip("abc", cost, strict=True)
+    ]
+    schema = Schema(features, relations={"order": "a <= b + 4"})
+    net = nn.Linear(3, 2)
+    net.weight.data, net.bias.data = torch.stack([-weights, weights]), torch.tensor([2.5, -2.5])
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(4)) * 10
+    x = x[schema.legal(x, x)]
+    target = TorchTarget(net.eval(), bounds=Bounds.of(schema.extent))
+    target.bind((3,))
+    y, threat = target.labels(x), Threat.l1(1, schema=schema)
+    gain = torch.zeros(len(x))
+    for i, (row, label) in enumerate(zip(x.double(), y.tolist(), strict=True)):
+        slope = (1 - 2 * label) * weights.double()
+        spent = torch.cat([cost, cost])[None].numpy()
+        order = torch.tensor([[1.0, -1, 0, -1, 1, 0]]).numpy()
+        moves = optimize.linprog(
+            -torch.cat([slope, -slope]).numpy(),
+            A_ub=[*spent, *order],
+            b_ub=[1, float(4 + row[1] - row[0])],
+            bounds=[*((0, 10 - float(v)) for v in row), *((0, float(v)) for v in row)],
+        )
+        gain[i] = -moves.fun + (1 - 2 * label) * (float(row @ weights.double()) - 2.5)
+    assert float(gain.abs().min()) > 5e-3
+    found = run(parse("genetic(steps=25)"), target, x, y, threat, ids=torch.arange(len(x)))
+    assert torch.equal(found.broken, gain > 0)
+    assert 4 < found.broken.sum() < len(x)
+
+
 def test_a_schema_round_trips() -> None:
     assert Schema.parse(SCHEMA_OBJECT.text()).text() == SCHEMA_OBJECT.text()
     names = [Feature('a "b" \\ c', bounds=(0, 1)), Feature("ü\n", "category", values=("x", "y"))]

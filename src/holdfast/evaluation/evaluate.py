@@ -38,6 +38,7 @@ from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
 from holdfast.evaluation.relations import search_without, searched_again
+from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
@@ -367,7 +368,8 @@ def _write(job: Evaluation) -> None:
         answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
-    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns))
+    pictured = masks(ready.target, ready.source)
+    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns), masks=pictured)
     store.write_limits(folder, limits_of(ready.target, ready.threat))
     store.write_manifest(folder, build_manifest(folder, facts, table, trials))
     if whole:  # else time ran out, and --resume goes on

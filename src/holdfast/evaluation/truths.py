@@ -3,15 +3,19 @@ respects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from holdfast.data import Source
 from holdfast.errors import InputError, SpecError
 from holdfast.runs import average_precision
-from holdfast.targets.batch import read
+from holdfast.runs.store import MASKS, Masks
+from holdfast.targets.batch import joined, read
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.tasks import Detection, MultiLabel
+from holdfast.tasks import Detection, MultiLabel, Segmentation
 from holdfast.threats.threat import Targeted, Threat
 
 MOST = 2**26  # numbers that the outputs of one pass become
@@ -72,6 +76,22 @@ class Truths(Source):
         _, y, dtype = self.last
         truth = self.rule.truths(y, start, self.name).astype(dtype)
         return {**self.inner.context(start, stop), TRUTH: truth}
+
+
+def masks(target: Target, source: Source) -> Masks | None:
+    """Of a segmenter, how the masks of the report are made of rows and of their examples; None of
+    another model."""
+    if not isinstance(target, WithTruth) or not isinstance(target.rule, Segmentation):
+        return None
+
+    def made(ids: Sequence[int], x_adv: np.ndarray) -> dict[str, np.ndarray]:
+        rows = joined([read(source, i, i + 1)[0] for i in ids])
+        with sealed(0):
+            answers = [target.masks(r) for r in (rows, rows.with_x(torch.from_numpy(x_adv)))]
+        given = zip(MASKS, (rows.context[TRUTH], *answers), strict=True)
+        return {name: mask.numpy().astype(np.int16) for name, mask in given}
+
+    return made
 
 
 class Since(Source):

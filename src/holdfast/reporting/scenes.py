@@ -3,24 +3,57 @@ segmenter in colours."""
 
 from __future__ import annotations
 
+import base64
 import colorsys
 import html
+import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
+from holdfast import spec
 from holdfast.reporting import words
-from holdfast.runs.detection import matched
+from holdfast.runs.detection import boxes, matched, objects
+from holdfast.runs.manifest import Manifest
 
 LABELLED = 8  # up to so many boxes on an image, each is named
+
+
+def shown(
+    m: Manifest, row: Mapping[str, Any], x: np.ndarray, x_adv: np.ndarray, masks: dict[str, Any]
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """An example as pictures, each with its caption: data URIs of the masks [h, w] of a segmenter,
+    or SVG of the boxes of a detector; of these also what is found, before and after."""
+    (low, high), layout = m.model.bounds, m.model.layout
+    images = [rgb((image - low) / (high - low), layout) for image in (x, x_adv)]
+    if masks:
+        over = (("truth", images[0], "truth"), ("before", images[0], "clean"))
+        parts = (*over, ("after", images[1], "attacked"))
+        return tuple(
+            (said, png(coloured(image, masks[of]), "nhwc")) for said, image, of in parts
+        ), ()
+    options, names = spec.call(m.model.task, "task")[2], dict(enumerate(m.data.objects or ()))
+    of, least = objects(np.array(row["truth"])), options["iou"]
+    drawn: list[tuple[str, str]] = []
+    said: list[tuple[str, str]] = []
+    for when, image, answer in zip(
+        ("before", "after"), images, ("clean_output", "attacked_output"), strict=True
+    ):
+        found = boxes(np.array(row[answer], float), options["score"])
+        size = (image.shape[0], image.shape[1])
+        drawn.append((when, boxed(png(image, "nhwc"), size, of, found, least, names, when)))
+        said.append((when, told(of, found, least)))
+    return tuple(drawn), tuple(said)
 
 
 def boxed(
     picture: str,
     size: tuple[int, int],
-    objects: np.ndarray,
-    boxes: np.ndarray,
+    of: np.ndarray,
+    found: np.ndarray,
     least: float,
     names: Mapping[int, str],
     caption: str,
@@ -30,40 +63,39 @@ def boxed(
     Args:
         picture: a data URI.
         size: height and width in pixels.
-        objects: [m, 5] of class, x0, y0, x1, y1.
-        boxes: [d, 6] of class, score, x0, y0, x1, y1, the best first.
+        of: its objects, [m, 5] of class, x0, y0, x1, y1.
+        found: [d, 6] of class, score, x0, y0, x1, y1, the best first.
         least: overlap from which on a box finds an object.
     """
     height, width = size
-    which = matched(boxes, objects, least)
-    found = np.isin(np.arange(len(objects)), which)
+    which = matched(found, of, least)
     parts = [f'<image href="{picture}" width="{width}" height="{height}"/>']
-    for place, hit in zip(objects[:, 1:].tolist(), found, strict=True):
-        parts.append(_rectangle(place, "object" if hit else "object lost"))
-    step = max(size) / 18
-    for box, hit in zip(boxes.tolist(), which >= 0, strict=True):
+    for j, place in enumerate(of[:, 1:].tolist()):
+        parts.append(_rectangle(place, "object" if j in which else "object lost"))
+    step = max(size) / 16
+    for box, hit in zip(found.tolist(), which >= 0, strict=True):
         kind = "box" if hit else "box free"
         parts.append(_rectangle(box[2:], kind))
-        if len(boxes) <= LABELLED:
-            text = f"{names.get(int(box[0]), int(box[0]))} {words.number(round(box[1], 2))}"
+        if len(found) <= LABELLED:
+            text = f"{names.get(int(box[0]), int(box[0]))} {box[1]:.2f}"
             top = box[3] - step / 3 if box[3] > 1.4 * step else box[3] + step
-            left = min(max(box[2], 0), width - 0.55 * step * len(text))
+            left = max(0, min(box[2], width - 0.55 * step * len(text)))
             parts.append(
-                f'<text class="{kind}" x="{max(left, 0):.1f}" y="{top:.1f}" '
-                f'font-size="{step:.1f}">{html.escape(words.printable(text))}</text>'
+                f'<text class="{kind}" x="{left:.1f}" y="{top:.1f}" font-size="{step:.1f}">'
+                f"{html.escape(words.printable(text))}</text>"
             )
-    said = f"{caption}: {told(objects, boxes, least)}"
+    said = html.escape(f"{caption}: {told(of, found, least)}", quote=True)
     return Markup(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="scene" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{html.escape(said, quote=True)}">{"".join(parts)}</svg>'
+        f'role="img" aria-label="{said}">{"".join(parts)}</svg>'
     )
 
 
-def told(objects: np.ndarray, boxes: np.ndarray, least: float) -> str:
+def told(of: np.ndarray, found: np.ndarray, least: float) -> str:
     """How many objects are found, and how many boxes find none."""
-    hits = int((matched(boxes, objects, least) >= 0).sum())
-    others = len(boxes) - hits
-    return f"{hits} of {len(objects)} found, {others} box{'es' * (others != 1)} without an object"
+    hits = int((matched(found, of, least) >= 0).sum())
+    others = len(found) - hits
+    return f"{hits} of {len(of)} found, {others} box{'es' * (others != 1)} without an object"
 
 
 def _rectangle(place: list[float], kind: str) -> str:
@@ -94,3 +126,22 @@ def coloured(pixels: np.ndarray, classes: np.ndarray, ignore: int = 255) -> np.n
 def colour(c: int) -> tuple[float, float, float]:
     """A colour for a class, far from those of its neighbours: [0, 1] each."""
     return colorsys.hsv_to_rgb(c * 0.618034 % 1, 0.75, 0.95)
+
+
+def rgb(x: np.ndarray, layout: str) -> np.ndarray:
+    """An image with values in [0, 1] as [h, w, 3]."""
+    image = np.moveaxis(x, 0, -1) if x.ndim == 3 and layout == "nchw" else x
+    image = image[..., None] if image.ndim == 2 else image
+    return np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1)
+
+
+def png(x: np.ndarray, layout: str) -> str:
+    """An image with values in [0, 1] as a data URI."""
+    pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
+    if pixels.ndim == 3 and layout == "nchw":
+        pixels = pixels.transpose(1, 2, 0)
+    file = io.BytesIO()
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    Image.fromarray(pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

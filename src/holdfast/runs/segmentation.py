@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.intervals import mean_interval
 from holdfast.runs.answered import Answered
-from holdfast.runs.manifest import TaskFigure
+from holdfast.runs.manifest import ObjectMetrics, TaskFigure
 
 
 def figures(rows: Answered) -> dict[str, Any]:
@@ -30,7 +30,22 @@ def figures(rows: Answered) -> dict[str, Any]:
         kind: float(mean_iou(*(count.sum(0, keepdims=True) for count in of))[0])
         for kind, of in counts.items()
     }
-    return {"of_task": found | {"mIoU of all pixels": TaskFigure(**together)}}
+    of_task = found | {"mIoU of all pixels": TaskFigure(**together)}
+    return {"of_task": of_task, "of_objects": _by_class(rows, counts)}
+
+
+def _by_class(rows: Answered, counts: dict[str, tuple[np.ndarray, ...]]) -> list[ObjectMetrics]:
+    """Of the judged pixels of all images, by the class that they are of."""
+    sums = {kind: [count.sum(0) for count in of] for kind, of in counts.items()}
+    found: list[ObjectMetrics] = []
+    for c in np.flatnonzero(rows.truth.sum(0)).tolist():
+        each = {kind: [float(count[c]) for count in of] for kind, of in sums.items()}
+        right = {kind: hits / held for kind, (hits, _, held) in each.items()}
+        shared = {kind: hits / (said + held - hits) for kind, (hits, said, held) in each.items()}
+        figures = {"pixel accuracy": TaskFigure(**right), "IoU": TaskFigure(**shared)}
+        n = int((rows.truth[:, c] > 0).sum())
+        found.append(ObjectMetrics(label=c, name=rows.names.get(c, str(c)), n=n, figures=figures))
+    return found
 
 
 def pixel_accuracy(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> np.ndarray:

@@ -212,6 +212,10 @@ class Segmentation(TaskWithTruth):
         hits = hits.where(z.isfinite().all(1, keepdim=True), 0)
         return held, torch.cat([hits, said], 1)
 
+    def mask(self, z: Tensor) -> Tensor:
+        """The class that outputs give each pixel of the images: [n, H, W] int64."""
+        return self._pixels(z, z.new_zeros(len(z), *self.truth_form))[0].argmax(1)
+
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         hits, said = np.split(answers, 2, 1)
         return np.asarray(self._measure(*map(torch.from_numpy, (hits, said, truth)))) - self.tau
