@@ -149,6 +149,7 @@ def test_logits_of_another_size_or_form_are_the_same_model(form: str):
     with torch.no_grad():
         y = upsampled(net(x)).argmax(1)
     judged = WithTruth(bound(target(Small(form)), x))
+    assert isinstance(judged.rule, Segmentation)
     assert judged.rule.classes == 3
     scores = judged.scores(judged.with_truths(x, y))
     torch.testing.assert_close(scores[:, 1], torch.full((4,), -0.5))
@@ -415,10 +416,9 @@ def test_a_small_segmenter_of_scenes_of_digits(
         of_task = done.metrics.of_task
         assert (of_task["mIoU of all pixels"].clean or 0) > clean
         left.append(of_task["mIoU of an image"].attacked or 0)
-        each = of_task["mIoU of an image"].clean or 0
-        assert left[-1] < each
+        assert left[-1] < (of_task["mIoU of an image"].clean or 0)
     assert sorted(left, reverse=True) == left
-    assert left[-1] < 0.5 * each
+    assert left[-1] < 0.25
     by_region = target(net, "segmentation(region=0, accuracy=0.5)")
     attacked = holdfast.attack(by_region, x, y, "linf(0.1)", "pgd(steps=5)")
     assert 0 <= float(attacked.robust_accuracy) <= 1
