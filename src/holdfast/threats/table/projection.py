@@ -101,8 +101,9 @@ def project(
     sides = (start, point, low, high)
     found, moving = _sweep(relations, *sides, FEW)
     if len(moving):
-        rest = (side[:, moving] for side in sides)
-        found = found.index_copy(1, moving, _sweep(relations, *rest, SWEEPS)[0])
+        start, point, low, high = (side[:, moving] for side in sides)
+        rest, _ = _sweep(relations, start, point, low, high, SWEEPS)
+        found = found.index_copy(1, moving, rest)
     return found
 
 
