@@ -122,7 +122,7 @@ def _messages(rows: list[Any]) -> list[Any]:
 
 
 def loader(name: str) -> Any:
-    """The module beside a shared case that loads it."""
+    """The module that loads a shared case."""
     folder = need(CASES / name)
     found = importlib.util.spec_from_file_location(name, folder / "load.py")
     assert found is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import holdfast, names, refused
-from helpers.tables import CASES, Scaled, schema_of, table_case
+from helpers.tables import CASES, Scaled, halves_of_loans, schema_of, table_case
 
 import holdfast as hf
 from holdfast.targets.target import Bounds
@@ -209,3 +209,21 @@ def test_a_first_draft_is_a_schema_that_its_rows_obey(here: Path) -> None:
     assert not draft.violations(rows, rows).any()
     assert draft.text() == hf.Schema.infer(x).text()
     names(refused("schema", "infer", "rows.npz", "--out", "draft.toml"), "draft.toml exists")
+
+
+@pytest.mark.slow
+def test_hardening_on_one_half_of_the_loans_helps_on_the_other() -> None:
+    """At least 20 points of robust accuracy under the full standard, for 3 points of AUROC."""
+    case, schema = table_case("lcld"), schema_of("lcld")
+    train, test = halves_of_loans()
+    target = hf.wrap(Scaled(case.net("nn"), case, "lcld"), threshold=0.25)
+    threat = Threat.l2(0.2, schema=schema)
+    made = hf.harden(target, train, threat, recipe="standard(epochs=20)", test=test)
+    before, after = made.before.metrics, made.after.metrics
+    assert before.binary is not None
+    assert after.binary is not None
+    assert made.after.robust_accuracy > made.before.robust_accuracy + 0.2
+    assert (after.binary.auroc.clean or 0) >= (before.binary.auroc.clean or 1) - 0.03
+    assert (after.binary.auroc.attacked or 0) > (before.binary.auroc.attacked or 1) + 0.2
+    for _, found in made.after.examples():
+        assert (case.violations(found.astype(float)) == 0).all()

@@ -289,9 +289,9 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 TREES = "treeexact"
 
 
+_SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
 # What it is, with gradients, for a task of its own in Linf and L2; in other norms, and with less
 # than gradients, it is what it is for classes. Their versions are those of PROTOCOLS.
-_SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
 OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
     "detection": {
         "quick": ("apgd(steps=20)",),

@@ -98,11 +98,13 @@ def project(
     Dykstra's projections (Boyle and Dykstra 1986), of relations that share no feature at once.
     What becomes of a column depends on that column alone.
     """
-    found, moving = _sweep(relations, start, point, low, high, FEW)
-    if not len(moving):
-        return found
-    start, point, low, high = (side[:, moving] for side in (start, point, low, high))
-    return found.index_copy(1, moving, _sweep(relations, start, point, low, high, SWEEPS)[0])
+    sides = (start, point, low, high)
+    found, moving = _sweep(relations, *sides, FEW)
+    if len(moving):
+        start, point, low, high = (side[:, moving] for side in sides)
+        rest, _ = _sweep(relations, start, point, low, high, SWEEPS)
+        found = found.index_copy(1, moving, rest)
+    return found
 
 
 def _sweep(
