@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.verify import verify
 from holdfast.runs import detection as figures
 from holdfast.targets.preprocess import BGR
@@ -80,6 +81,20 @@ def test_a_linear_detector_loses_what_eps_can_lower(lose: str, attack: str, tmp_
         count = gone[lost].sum() / there.sum()
         assert shares["objects lost, of those found clean"].attacked == pytest.approx(count)
     assert verify(run.folder, target, from_arrays(x, y)) == []
+
+
+def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
+    x, y, _ = scene()
+    how: Any = {"attacks": ["apgd(steps=20)"]}
+    whole = holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", **how)
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part, rows in zip(parts, ((0, 3), (3, 8)), strict=True):
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", samples=rows, out=part, **how)
+    merged = holdfast.merge(parts, tmp_path / "whole")
+    assert repr(merged.samples.to_pydict()) == repr(whole.samples.to_pydict())  # NaN too
+    assert merged.metrics.of_task == whole.metrics.of_task
+    with pytest.raises(SpecError, match="curve"):
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", curve=[0.05], **how)
 
 
 def test_ghosts_appear_where_cells_can_be_lifted() -> None:
@@ -187,7 +202,7 @@ def test_boxes_of_another_convention_are_noticed() -> None:
     refused(np.where(np.arange(len(y))[:, None, None] == 3, -1.0, y), "row 3 .* no object")
     wide = y.copy()
     wide[there, 1:] *= 40
-    refused(wide, "outside")
+    refused(wide, "out of an image")
 
 
 def test_boxes_that_only_the_model_can_tell_are_noticed_too() -> None:
@@ -225,3 +240,31 @@ def test_a_run_folder_does_not_say_what_code_is_run(tmp_path: Path) -> None:
 
 def command(*args: object) -> Any:
     return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("kind", "file", "side", "eps", "steps"),
+    [
+        ("fastestdet_coco", "FastestDet.onnx", 352, "1/255", ["bgr"]),
+        ("yunet_face", "yunet_n_320_320.onnx", 320, "1.5/255", ["bgr", "normalize(0, 1/255)"]),
+    ],
+)
+def test_one_line_leaves_no_labelled_object(
+    kind: str, file: str, side: int, eps: str, steps: list[str], cases: Path, tmp_path: Path
+) -> None:
+    x, y, _ = photographs(cases, side, kind)
+    np.savez(tmp_path / "photographs.npz", x=x, y=y)
+    model = [cases / f"onnx_{kind}" / file, tmp_path / "photographs.npz"]
+    first = [word for step in steps for word in ("--preprocess", step)]
+    out = tmp_path / "run"
+    done = command(
+        "evaluate", *model, *first, "--threat", f"linf({eps})", "--task", "detection()",
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["metrics"]["of_task"]["objects found"]
+    assert found["clean"] >= 5 / 6 - 1e-9
+    assert found["attacked"] == 0
+    assert command("verify", out, *model, *first).exit_code == 0

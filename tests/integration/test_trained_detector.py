@@ -71,9 +71,9 @@ def loss_of(z: Tensor, y: Tensor) -> Tensor:
     center = (y[..., 1:3] + y[..., 3:5]) / 2
     cell = (center // CELL).long().clamp(0, SIDE // CELL - 1)
     at = (cell[..., 1] * (SIDE // CELL) + cell[..., 0]) * there
-    wanted = torch.zeros(len(z), (SIDE // CELL) ** 2)
-    wanted.scatter_add_(1, at, there.float()).clamp_(0, 1)
-    object_ = nn.functional.binary_cross_entropy_with_logits(z[:, 0].flatten(1), wanted)
+    expected = torch.zeros(len(z), (SIDE // CELL) ** 2)
+    expected.scatter_add_(1, at, there.float()).clamp_(0, 1)
+    object_ = nn.functional.binary_cross_entropy_with_logits(z[:, 0].flatten(1), expected)
     mine = place.gather(1, at[..., None].expand(-1, -1, 4))
     box = ((mine - y[..., 1:]).abs().mean(2) * there).sum() / there.sum()
     kind = z[:, 5:].flatten(2).gather(2, at[:, None].expand(-1, C, -1))

@@ -123,18 +123,18 @@ class Bounded:
     """
 
     def __init__(self, graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds) -> None:
-        self.rows = Rows(graph, region(x, threat, bounds), y, torch.finfo(x.dtype).eps / 2)
-        self.inside = bounds.inside(x)
-        self.aims: Tensor | None = None
+        aims = None
         if isinstance(threat.goal, Targeted):
-            self.aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+            aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+        unit = torch.finfo(x.dtype).eps / 2
+        self.rows = Rows(graph, region(x, threat, bounds), y, unit, aims)
+        self.inside = bounds.inside(x)
         self.ran = 0
 
     def at(self, rows: Tensor) -> Bounded:
         """These rows alone, with what is known of them."""
         part = copy(self)
         part.rows, part.inside = self.rows.at(rows), self.inside[rows]
-        part.aims = None if self.aims is None else self.aims[rows]
         return part
 
     def climb(self, method: str) -> Margins:
@@ -146,9 +146,6 @@ class Bounded:
         lower = self.rows.lower
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)
         lower = torch.where(self.inside[:, None], lower, torch.nan)
-        if self.aims is not None:
-            k = torch.arange(lower.shape[1], device=lower.device)
-            lower = torch.where(k == self.aims[:, None], lower, torch.inf)
         return Margins(lower, rounding, method)
 
 

@@ -104,7 +104,8 @@ def evaluate(
         epsilons: further eps to run the protocol at, in the same run: a curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
-        max_seconds: start nothing new after this time; rows never attacked are `skipped`.
+        max_seconds: start nothing new after this time, and a trial that would last beyond it on
+            fewer rows; those never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         on_progress: called with the `Progress`, often.

@@ -289,6 +289,7 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 TREES = "treeexact"
 
 
+_SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
 # What it is, with gradients, for a task of its own in Linf and L2; in other norms, and with less
 # than gradients, it is what it is for classes. Their versions are those of PROTOCOLS.
 OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
@@ -300,6 +301,17 @@ OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
             "relay(steps=500, leg=100, p=0.2)",
             "acg(steps=200, restarts=2)",
             "square(steps=1000)",
+        ),
+    },
+    "segmentation": {
+        "quick": ("acg(steps=30)",),
+        "standard": _SEGMENTATION,
+        "thorough": (
+            *_SEGMENTATION,
+            'sea(steps=300, loss="jsd")',
+            'sea(steps=300, loss="masked_ce")',
+            'sea(steps=300, loss="balanced_ce")',
+            "acg(steps=300)",
         ),
     },
 }

@@ -257,7 +257,8 @@ class Schema:
         texts: Sequence[Sequence[str]] | None = None,
     ) -> Schema:
         """A first draft from rows x [n, features], an array of numbers or a DataFrame: types,
-        bounds and one-hot groups, as the rows show them. All may change but what has one value.
+        bounds and one-hot groups, as the rows show them. All may change but texts, and what has one
+        value.
 
         Args:
             names: of the columns; default: those of the DataFrame, or x1, x2, ...
