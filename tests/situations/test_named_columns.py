@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
+from helpers.commands import holdfast as command
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
@@ -205,3 +208,37 @@ def test_a_schema_has_the_columns_and_the_texts_of_the_table(pipeline: object) -
     features[2] = Feature("city", type="category", values=("Bern", "Chur"), scale=1)
     with pytest.raises(InputError, match="holds the texts Bern, Chur, Genf, and the schema has"):
         attacked(features)
+
+
+@pytest.mark.parametrize("kind", ["forest", "network"])
+def test_the_trap_of_columns_in_units_of_their_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line: one eps for all columns is found, by the names of these, and a schema
+    that is inferred gives the figure that scaled rows have."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    x = pd.DataFrame({"area": rng.uniform(0, 4000, 200), "shape": rng.uniform(0, 0.1, 200)})
+    y = (x.area / 4000 + x["shape"] / 0.1 > 1).astype(int)
+    made = RandomForestClassifier(5, max_depth=6, random_state=0)
+    if kind == "network":
+        net = MLPClassifier((8,), max_iter=400, random_state=0, learning_rate_init=0.02)
+        made = make_pipeline(MinMaxScaler(), net)
+    skops.io.dump(made.fit(x, y), "model.skops")
+    x, y = x[:40], y[:40]
+    x.assign(label=y).to_csv("rows.csv", index=False)
+    assert command("schema", "infer", "rows.csv").exit_code == 0
+    asked = ("evaluate", "model.skops", "rows.csv", "--threat", "linf(0.1)")
+    at_once = ("--bounds", "0,4000", "--attack", "square(steps=5)", "--out", "raw")
+    scaled = ("--schema", "schema.toml", "--protocol", "quick", "--out", "own")
+    assert command(*asked, *at_once).exit_code == command(*asked, *scaled).exit_code == 0
+    raw, own = holdfast.Run("raw"), holdfast.Run("own")
+    (found,) = [f for f in raw.verdict.findings if f.check == "one_size"]
+    assert re.search(r"the range of shape, and 0\.002\d % of that of area\.", found.text)
+    assert "one_size" not in {f.check for f in own.verdict.findings}
+    # the worst corner of each row: both columns push its sum across 1
+    push = 0.1 * (x.max() - x.min()).to_numpy() * np.where(y == 1, -1, 1)[:, None]
+    corner = (x + push).clip(x.min(), x.max(), axis=1)
+    right = ((made.predict(corner) == y) & (made.predict(x) == y)).mean()
+    assert right - 0.1 <= float(own.robust_accuracy) <= right + 1e-9
+    assert float(own.robust_accuracy) < float(own.clean_accuracy) - 0.1

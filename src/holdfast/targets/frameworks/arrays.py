@@ -45,8 +45,8 @@ class Columns:
         places = {self.spelled(column.name): place for place, column in enumerate(columns)}
         if missing := [name for name in self.names if name not in places]:
             raise InputError(
-                f"the model was fitted on a column {missing[0]!r}, which the data lack; "
-                f"{suggest(missing[0], places)}"
+                f"the model was fitted on a column {missing[0]!r}, which is no feature of the data "
+                f"(a column of labels is none); {suggest(missing[0], places)}"
             )
         for name in self.names:
             column, known = columns[places[name]], self.categories.get(name)
