@@ -192,7 +192,7 @@ def test_rows_of_one_class_say_nothing_of_a_range() -> None:
         ("--attack", "pgd(momentum='a')", "'a'"),
         ("--attack", "pgd(steps=2, restarts=1.5)", "1.5"),
         ("--attack", "pgd(loss='drl')", "'drl'", "did you mean dlr"),
-        ("--attack", "pgd(loss='square')", "'square'", "known: ce, dlr, margin, mifpe"),
+        ("--attack", "pgd(loss='square')", "'square'", "known: balanced_ce, ce, dlr"),
         ("--attack", "pgd(start_at='bal')", "'bal'", "ball"),
         ("--attack", "pgd(step_size=0)", "step_size=0", "above 0"),
         ("--attack", "pgd(1, 2, 'ce', 'ball', 0, 6)", "too many", "steps"),

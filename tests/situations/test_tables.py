@@ -86,7 +86,9 @@ def test_python_says_how_data_are_read_as_the_command_line_does(tmp_path: Path) 
     assert not holdfast.verify(runs[3], net, tmp_path / "t.csv")  # read as the run says it was
     with pytest.raises(InputError, match=r"no column 'outcom' of labels .* did you mean outcome"):
         as_source(frame, label="outcom")
-    with pytest.raises(InputError, match="resize is for DIR, but the data are of type DataFrame"):
+    with pytest.raises(
+        InputError, match="resize is for DIR .*, but the data are of type DataFrame"
+    ):
         as_source(frame, resize=256)
     with pytest.raises(InputError, match=r"label is for .*, but the data are of type tuple"):
         as_source((np.zeros((2, 2)), [0, 1]), label="outcome")

@@ -23,7 +23,7 @@ from holdfast.runs.run import Run, folder_of
 
 
 @checked
-def merge(shards: Sequence[Run | Path | str] | Path | str, out: Path | str | None = None) -> Run:
+def merge(shards: Path | str | Sequence[Run | Path | str], out: Path | str | None = None) -> Run:
     """Join finished runs of disjoint rows of the same data under the same question.
 
     Args:
