@@ -159,8 +159,8 @@ DEFECTS = [
         "bounds/propagate.py",
         (
             (
-                "        return torch.stack([total, total - off])",
-                "        return torch.stack([total, total - off]).float().double()",
+                "        return slope, torch.stack([total, total - off])",
+                "        return slope, torch.stack([total, total - off]).float().double()",
             ),
         ),
     ),

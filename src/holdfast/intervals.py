@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 
@@ -21,6 +22,7 @@ Real = Annotated[float | None, PlainSerializer(finite)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 
 Answer = TypeVar("Answer")
+Z = 1.959964  # of a 95 % interval
 
 
 def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
@@ -98,3 +100,13 @@ def interval(successes: int, n: int) -> Interval:
     centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
     low = centre - half if successes else 0.0
     return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
+    theorem."""
+    n = len(values)
+    if not n:
+        return interval(0, 0)
+    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
+    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)

@@ -76,5 +76,5 @@ def _at(z: Tensor, c: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr, "mifpe": mifpe}
 # Of the pixels of a segmentation, by the functions in `holdfast.tasks.pixels`. Its scores are of an
 # image as a whole, and of these each is the margin, with the gradient of that function.
-PIXEL_LOSSES = ("jsd", "masked_ce", "balanced_ce")
+PIXEL_LOSSES = ("jsd", "masked_ce", "balanced_ce", "pair_ce")
 EVERY_LOSS: dict[str, Loss] = LOSSES | dict.fromkeys(PIXEL_LOSSES, margin)

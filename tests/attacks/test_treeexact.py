@@ -224,12 +224,13 @@ def one_margin(model: GradientBoostingClassifier) -> list[SimpleNamespace]:
 def test_a_schema_against_a_mixed_integer_program(kind: str) -> None:
     """Scales, whole numbers, columns that are fixed or only grow, and limits of the row: attack,
     proof and program agree."""
-    (x, y), model = loans(300), RandomForestClassifier(6, max_depth=4, random_state=0)
+    model: Any = RandomForestClassifier(6, max_depth=4, random_state=0)
+    x, y = loans(300)
     if kind == "boosting":
         model = GradientBoostingClassifier(n_estimators=8, init="zero", random_state=0)
     model.fit(x, y)
     target, rows, right = holdfast.wrap(model), x[:10], model.predict(x[:10]).astype(int)
-    forest = one_margin(model) if kind == "boosting" else model.estimators_
+    forest: Any = one_margin(model) if kind == "boosting" else model.estimators_
     threat = Threat.linf(INF, schema=SCHEMA)
     sizes = holdfast.attack(target, rows, right, threat, "treeexact").size
     whole, scale = np.array([1, 0, 0, 1, 1, 0], bool), np.array([20, 1000, 0, 3, 5, 2.0])
@@ -313,7 +314,8 @@ def test_groups_and_relations_are_searched_without_and_repaired() -> None:
             attacks=["treeexact(steps=100)", "genetic(steps=5)"], certifier=Ladder(),
         )  # fmt: skip
         assert run.verdict.status != "unreliable"
-        assert all(run.manifest.metrics.counts[name] >= n for name, n in least.items())
+        counts: Any = run.manifest.metrics.counts
+        assert all(counts[name] >= n for name, n in least.items())
     found = run.to_pandas()
     assert (found["broken_by"] == 0).sum() >= 10
     ids, changed = next(run.examples())

@@ -71,6 +71,11 @@ def no_box(patch: Patch) -> None:
     patch(Region, "least", wrong)
 
 
+def wrong_half(patch: Patch) -> None:
+    within = Region.within
+    patch(Region, "within", lambda self, slope, at_0: within(self, -slope, -at_0))
+
+
 def float32_at_the_end(patch: Patch) -> None:
     backward = propagate.Rows.backward
     patch(propagate.Rows, "backward", lambda *a, **b: backward(*a, **b).float().double())
@@ -82,6 +87,7 @@ PLANTED = [
     (polarity_of_nan, not_a_number),
     (slope, sound("dense")),
     (no_box, tight),
+    (wrong_half, sound("dense")),
     (float32_at_the_end, tight),
 ]
 

@@ -117,8 +117,12 @@ def test_what_is_no_model_of_numbers_is_refused() -> None:
     with pytest.raises(InputError, match="has no trees; fit it first"):
         wrap(catboost.CatBoostClassifier())
     table = pd.DataFrame({"a": X[:, 0], "b": ["u", "v"] * 30})
-    with pytest.raises(InputError, match=r"categories.*column 1"):
-        wrap(fitted("CatBoostClassifier", table, Y, cat_features=["b"]))
+    model = fitted("CatBoostClassifier", table, Y, cat_features=["b"])
+    with pytest.raises(InputError, match=r"takes categories \(column b\).*give a table with names"):
+        holdfast.attack(model, X[:, :2], Y, "linf(0.1)")
+    table["words"] = ["a word", "two words"] * 30
+    with pytest.raises(InputError, match="whole texts or embeddings"):
+        wrap(fitted("CatBoostClassifier", table[["a", "words"]], Y, text_features=["words"]))
 
 
 @pytest.mark.parametrize("name", ["model.cbm", "model.json"])

@@ -34,7 +34,8 @@ LAYERS = """
     targets
     data
     threats tasks
-    arguments decisions errors intervals losses memory norms quiet rng spec tensors usercode version
+    arguments boxes decisions errors intervals losses memory norms quiet rng spec tensors \
+    usercode version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}

@@ -128,7 +128,7 @@ def test_proofs_of_trees_know_the_threshold(name: str) -> None:
 
 
 def test_what_has_no_threshold_says_so() -> None:
-    ten, x = nn.Linear(4, 10), torch.from_numpy(X)
+    ten = nn.Linear(4, 10)
     target = wrap(ten, threshold=T)
     with pytest.raises(InputError, match="between two classes, but the model has 10"):
         target.bind((4,))
@@ -140,5 +140,5 @@ def test_what_has_no_threshold_says_so() -> None:
         wrap(ten, task="regression(tolerance=0.1)", threshold=T)
     with pytest.raises(InputError, match=r"has the threshold 0\.25 already"):
         wrap(wrap(ten, threshold=T), threshold=0.5)
-    with pytest.raises(InputError, match="no threshold bears"):
-        holdfast.train(wrap(nn.Linear(4, 2), threshold=T), (x, Y))
+    with pytest.raises(InputError, match="between two classes, but the model has 10"):
+        holdfast.train(wrap(ten, threshold=T), (X, Y))

@@ -16,6 +16,7 @@ from holdfast.attacks.gradient.acg import ACG as ACG
 from holdfast.attacks.gradient.apgd import APGD as APGD
 from holdfast.attacks.gradient.capgd import CAPGD as CAPGD
 from holdfast.attacks.gradient.pgd import PGD as PGD
+from holdfast.attacks.gradient.sea import SEA as SEA
 from holdfast.attacks.gradient.slide import SLIDE as SLIDE
 from holdfast.attacks.minimum_norm.alma import ALMA as ALMA
 from holdfast.attacks.minimum_norm.brendelbethge import BrendelBethge as BrendelBethge

@@ -295,7 +295,7 @@ def perturb(
     pool: Pool | None = None,
 ) -> Tensor:
     """The same rule without counting, for training: all steps on all rows, and the last point,
-    unjudged."""
+    unjudged. Rows of a table are repaired there alone."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
     check_fit(attack, target, threat, pool)
@@ -307,7 +307,9 @@ def perturb(
             result = SearchResult.open(
                 threat.origin(batch.x), legal_size(threat, target, len(batch))
             )
-        p = Problem(target, batch, y, threat, keys, result=result, stop=False, pool=pool)
+        p = Problem(
+            target, batch, y, threat, keys, result=result, stop=False, pool=pool, drafts=True
+        )
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1

@@ -34,6 +34,8 @@ class Problem:
         result: where questions are counted and what they find is kept; None: nowhere.
         budget: the most forwards that a row may cost, [n]; None: no limit.
         stop: whether a row's search ends at its first success within eps.
+        drafts: whether questions are about rows of a table before their repair, which cost far
+            less: see `Threat.drafted`. `points` are repaired all the same.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Problem:
         budget: Tensor | None = None,
         stop: bool = True,
         pool: Pool | None = None,
+        drafts: bool = False,
     ) -> None:
         batch = Batch.of(rows)
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
+        self._drafts = drafts and threat.schema is not None
         self.layout = target.inputs.layout if threat.spatial is None else "nchw"
         # attacks see what may change, and nothing else
         self._context, self._images = batch.context, batch.x
@@ -120,7 +124,7 @@ class Problem:
 
     def points(self, d: Tensor) -> Tensor:
         """What `origin(x) + d` becomes before the model is asked: see `repair`."""
-        return self._point(torch.arange(len(d), device=d.device), d)
+        return self._legal(torch.arange(len(d), device=d.device), d)
 
     def steepest(self, g: Tensor) -> Tensor:
         """The unit direction of steepest ascent."""
@@ -305,6 +309,13 @@ class Problem:
             pass
 
     def _point(self, rows: Tensor, d: Tensor) -> Tensor:
+        """The inputs of d [m, *shape] at these rows [m] that a question is about."""
+        if not self._drafts:
+            return self._legal(rows, d)
+        point = self.x[rows] + d.clamp(self.lo[rows], self.hi[rows])
+        return self.threat.drafted(self._images[rows], point, self.eps.flatten()[rows])
+
+    def _legal(self, rows: Tensor, d: Tensor) -> Tensor:
         """The inputs of d [m, *shape] at these rows [m], inside the box to the last
         bit; on the threat's grid, or repaired, where it has one, or a schema."""
         x = self.x[rows]

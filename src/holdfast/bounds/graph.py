@@ -443,7 +443,7 @@ def _affine(
     return General(call, shape, shapes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # vmap writes down what it calls, all weights included
 class _Call:
     """An operator as a function of the values of nodes, its other arguments given."""
 

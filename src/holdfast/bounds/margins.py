@@ -13,7 +13,7 @@ from holdfast.bounds.graph import Graph, trace, unsupported
 from holdfast.bounds.propagate import METHODS, Rows
 from holdfast.bounds.regions import Region
 from holdfast.errors import InputError, SpecError, first_line, suggest
-from holdfast.norms import wide
+from holdfast.norms import Linf, wide
 from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Targeted, Threat, as_threat
 
@@ -137,18 +137,18 @@ class Bounded:
     """
 
     def __init__(self, graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds) -> None:
-        self.rows = Rows(graph, region(x, threat, bounds), y, torch.finfo(x.dtype).eps / 2)
-        self.inside = bounds.inside(x)
-        self.aims: Tensor | None = None
+        aims = None
         if isinstance(threat.goal, Targeted):
-            self.aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+            aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+        unit = torch.finfo(x.dtype).eps / 2
+        self.rows = Rows(graph, region(x, threat, bounds), y, unit, aims)
+        self.inside = bounds.inside(x)
         self.ran = 0
 
     def at(self, rows: Tensor) -> Bounded:
         """These rows alone, with what is known of them."""
         part = copy(self)
         part.rows, part.inside = self.rows.at(rows), self.inside[rows]
-        part.aims = None if self.aims is None else self.aims[rows]
         return part
 
     def climb(self, method: str) -> Margins:
@@ -160,9 +160,6 @@ class Bounded:
         lower = self.rows.lower
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)
         lower = torch.where(self.inside[:, None], lower, torch.nan)
-        if self.aims is not None:
-            k = torch.arange(lower.shape[1], device=lower.device)
-            lower = torch.where(k == self.aims[:, None], lower, torch.inf)
         return Margins(lower, rounding, method)
 
 
@@ -175,4 +172,8 @@ def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:
     lo, hi = low - x, high - x
     if threat.mask is not None:
         lo, hi = (torch.where(threat.mask.to(x.device), side, 0) for side in (lo, hi))
-    return Region(threat.norm, x, wide(eps.expand(len(x)), x), lo, hi)
+    eps, norm = wide(eps.expand(len(x)), x), threat.norm
+    if norm.boxed:  # an eps a feature, too, makes a box
+        lo, hi = norm.hull(eps, lo, hi)
+        norm, eps = Linf(), wide(torch.maximum(-lo, hi).flatten(1).amax(1), x)
+    return Region(norm, x, eps, lo, hi)

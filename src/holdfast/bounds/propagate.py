@@ -27,6 +27,8 @@ SPARE = 8  # operations of an entry that are no sum, such as those of a batch no
 # What the computation of bounds itself, in float64, rounds by: 512 times its unit, for an entry may
 # be in more sums of a backward pass than it sums of a forward one.
 OWN_UNIT = 2.0**-44
+LEAST = 1e-9  # a margin that cannot be below it is said to be it
+REACH = 8  # a margin is given up that so many more gains like the last one would not prove
 
 
 class Rows:
@@ -37,11 +39,19 @@ class Rows:
     `noise` from what real arithmetic makes of the same arguments.
 
     intervals: a pair lo <= hi, [n, *node.shape] each, for every node, of both.
-    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself.
+    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself, and
+        for all but the classes that are aimed at, [n], where some are.
     rounded: the same of the network that rounds.
     """
 
-    def __init__(self, graph: Graph, region: Region, y: Tensor, unit: float = 0.0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        y: Tensor,
+        unit: float = 0.0,
+        aims: Tensor | None = None,
+    ) -> None:
         self.graph = graph
         self.region = region
         self.y = y
@@ -52,7 +62,12 @@ class Rows:
             self.intervals.append(self._forward(i, node))
         self.lines: dict[int, Lines] = {}
         self.sums: dict[int, Tensor] = {}  # lo + hi where CROWN alone says them
-        self.lower = torch.full_like(self.intervals[-1][0][:, 0], -torch.inf)
+        scores = self.intervals[-1][0][:, 0]
+        every = torch.arange(scores.shape[1], device=y.device)
+        free = every == y[:, None]
+        if aims is not None:
+            free = free | (every != aims[:, None])
+        self.lower = torch.full_like(scores, -torch.inf).masked_fill(free, torch.inf)
         self.rounded = self.lower
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Rows:
@@ -71,6 +86,11 @@ class Rows:
         return self.each(lambda part: part[rows])
 
     @property
+    def last(self) -> int:
+        """The node of the scores."""
+        return len(self.graph.nodes) - 1
+
+    @property
     def left(self) -> Tensor:
         """The margins that are not proved of the network that rounds: bool [n, k]."""
         return ~(self.rounded > 0)
@@ -78,8 +98,8 @@ class Rows:
     def climb(self, method: str) -> Tensor:
         """Bound by one of METHODS, and keep what is better: `lower`.
 
-        "alpha-crown" goes on only where a margin is not proved, and changes intervals only of rows
-        that better lines of the margins alone do not prove.
+        "alpha-crown" goes on only where a margin is not proved, and seeks slopes for the intervals
+        of those rows alone that it does not prove without.
         """
         steps = METHODS[method]
         if method == "ibp":
@@ -90,12 +110,13 @@ class Rows:
         else:
             if not self.lines:
                 self._tighten()
-            self._keep(steps=steps)
+            self._suppose(steps)
             rows = self.left.any(1).nonzero().flatten()
             if len(rows):
                 part = self.at(rows)
                 part._tighten(steps)
-                part._keep(steps=steps)
+                part._keep()
+                part._suppose(steps)
                 self.lower[rows], self.rounded[rows] = part.lower, part.rounded
         return self.lower
 
@@ -146,9 +167,9 @@ class Rows:
                 origin = node.parents[0]
                 lo, hi = self.intervals[origin]
                 self.lines[i] = node.rule.lines(lo, hi, self.sums.get(origin, lo + hi))
-            exact = self.region.norm.boxed and i in self.graph.separate
+            exact = self.region.norm.boxed and self.region.slope is None
             rules = [one.rule for one in asking.get(i, ()) if one.rule]
-            if rules and not exact:
+            if rules and not (exact and i in self.graph.separate):
                 asks = [rule.asks(*self.intervals[i]) for rule in rules]
                 enough = 0.0 if all(rule.bent for rule in rules) else torch.inf
                 self._ask(i, torch.stack(asks).any(0), steps, enough)
@@ -221,11 +242,13 @@ class Rows:
         a = a.scatter(1, at[:, None], 1).view(-1, *shape[:2], *spans)
         both = torch.cat([rows, rows])
         share = torch.cat([share, share + len(at)])
-        _, low = self._bound(i, both, torch.cat([a, -a]), share, windows, steps, enough)
+        pairs = both, torch.cat([a, -a]), share
+        slopes = self._slopes(i, *pairs, windows, steps, enough)
+        _, low = self.backward(i, *pairs, windows=windows, slopes=slopes)
         lo, hi = low.view(2, -1)
         return lo, -hi
 
-    def _bound(
+    def _slopes(
         self,
         i: int,
         rows: Tensor,
@@ -234,43 +257,92 @@ class Rows:
         windows: dict[int, Window],
         steps: int,
         enough: float,
-    ) -> Tensor:
-        """`backward`, with the lower slopes that some steps find: [2, p]."""
-        slopes = None
-        if steps:
-            lines = {
-                k: line.each(lambda part, window=windows[k]: cropped(part, window))
-                for k, line in self.lines.items()
-                if k < i and k in windows
-            }
+    ) -> dict[int, Tensor] | None:
+        """The lower slopes that some steps find for what `backward` bounds."""
+        if not steps:
+            return None
+        lines = {
+            k: line.each(lambda part, window=windows[k]: cropped(part, window))
+            for k, line in self.lines.items()
+            if k < i and k in windows
+        }
 
-            def bound(slopes: Mapping[int, Tensor], at: Tensor) -> Tensor:
-                pairs = (a[at], None) if share is None else (a, share[at])
-                return self.backward(
-                    i, rows[at], *pairs, windows=windows, slopes=slopes, search=True
-                )[0]
+        def bound(slopes: Mapping[int, Tensor], at: Tensor) -> Tensor:
+            pairs = (a[at], None) if share is None else (a, share[at])
+            return self.backward(i, rows[at], *pairs, windows=windows, slopes=slopes, search=True)[
+                0
+            ]
 
-            slopes = best_slopes(bound, lines, rows, steps, enough)
-        return self.backward(i, rows, a, share, windows=windows, slopes=slopes)
+        return best_slopes(bound, lines, rows, steps, enough)
 
-    def _keep(self, *, through: bool = True, steps: int = 0) -> None:
-        """Bound the margins, and keep what is better; with steps, only those not proved."""
-        last, k = len(self.graph.nodes) - 1, self.lower.shape[1]
-        asks = self.left if steps else torch.ones_like(self.left)
-        rows, classes = asks.scatter(1, self.y[:, None], False).nonzero(as_tuple=True)
-        one = torch.eye(k, dtype=torch.float64, device=self.y.device)
-        windows = self.graph.windows(last, ())
-        found = []
-        for at in torch.arange(len(rows), device=rows.device).split(self._at_once(windows)):
-            a = (one[self.y[rows[at]]] - one[classes[at]])[:, None]
-            if through:
-                found.append(self._bound(last, rows[at], a, None, windows, steps, 0.0))
-            else:
-                found.append(self.backward(last, rows[at], a, windows=windows, through=False))
-        for name, values in zip(("lower", "rounded"), torch.cat(found, 1), strict=True):
-            held = getattr(self, name).scatter(1, self.y[:, None], torch.inf)
+    def _keep(self, *, through: bool = True) -> None:
+        """Bound all margins, and keep what is better."""
+        rows, classes = (self.lower < torch.inf).nonzero(as_tuple=True)
+        found = [
+            self.backward(
+                self.last, rows[at], self._margins(rows[at], classes[at]), through=through
+            )
+            for at in self._in_parts(rows)
+        ]
+        self.lower, self.rounded = self.lower.clone(), self.rounded.clone()
+        self._raise(rows, classes, torch.cat(found, 1))
+
+    def _raise(self, rows: Tensor, classes: Tensor, found: Tensor) -> None:
+        """Keep what is better of bounds [2, p] of the margins of rows over classes."""
+        for held, values in zip((self.lower, self.rounded), found, strict=True):
             held[rows, classes] = torch.maximum(held[rows, classes], values)
-            setattr(self, name, held)
+
+    def _in_parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Places of as many pairs as are bounded from the scores at once."""
+        size = self._at_once(self.graph.windows(self.last, ()))
+        return torch.arange(len(rows), device=rows.device).split(size)
+
+    def _margins(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """The coefficients of margins of rows over classes on the scores: [p, 1, k]."""
+        one = torch.eye(self.lower.shape[1], dtype=torch.float64, device=self.y.device)
+        return (one[self.y[rows]] - one[classes])[:, None]
+
+    def _below(self, rows: Tensor, classes: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """`pulled` for margins of rows over classes, with the slopes that some steps find."""
+        windows, found = self.graph.windows(self.last, ()), []
+        for at in self._in_parts(rows):
+            a = self._margins(rows[at], classes[at])
+            slopes = self._slopes(self.last, rows[at], a, None, windows, steps, 0.0)
+            slope, at_0 = self.pulled(self.last, rows[at], a, windows=windows, slopes=slopes)
+            assert slope is not None
+            found.append((whole(slope, self.graph.nodes[0].shape, windows[0]), at_0))
+        slope, at_0 = zip(*found, strict=True)
+        return torch.cat(slope), torch.cat(at_0, 1)
+
+    def _suppose(self, steps: int) -> None:
+        """Bound margins that are not proved as though they were at most `LEAST`, the smallest of
+        every row first, another one where it is proved.
+
+        Where a margin is at most that, so is a linear function below it. That leaves a part of the
+        region, over which all is bounded anew, the margin and the function, too, as long as it
+        pays (Zhou et al. 2025, arXiv:2512.11087; Kotha et al. 2023, arXiv:2302.01404).
+        """
+        rows = self.left.any(1).nonzero().flatten()
+        while len(rows):
+            classes = self.rounded.where(self.left, torch.inf)[rows].argmin(1)
+            part, at = self.at(rows), torch.arange(len(rows), device=rows.device)
+            last = part.rounded[at, classes] - torch.inf
+            while True:
+                every = torch.arange(len(at), device=rows.device)
+                slope, at_0 = part._below(every, classes[at], steps)
+                found = at_0 + part.region.least(slope, every, ())
+                if part.region.slope is not None:
+                    found = found.clamp_max(LEAST)
+                self._raise(rows[at], classes[at], found)
+                now = found[1]
+                going = (now <= 0) & (now + REACH * (now - last) > 0) & now.isfinite()
+                at, last, part = at[going], now[going], part.at(going)
+                if not len(at):
+                    break
+                part.region = part.region.within(slope[going], at_0[1, going] - LEAST)
+                part._tighten()
+            proved = self.rounded[rows, classes] > 0
+            rows = rows[proved & self.left[rows].any(1)]
 
     def backward(
         self,
@@ -285,21 +357,42 @@ class Rows:
         search: bool = False,
     ) -> Tensor:
         """Lower bounds of <a, value of a node> over the regions of these rows [p], of the network
-        in real arithmetic and of the one that rounds: [2, p].
+        in real arithmetic and of the one that rounds: [2, p]. Args: see `pulled`."""
+        windows = self.graph.windows(start, ()) if windows is None else windows
+        slope, at_0 = self.pulled(
+            start, rows, a, share, windows=windows, through=through, slopes=slopes, search=search
+        )
+        return at_0 if slope is None else at_0 + self.region.least(slope, rows, windows[0])
+
+    def pulled(
+        self,
+        start: int,
+        rows: Tensor,
+        a: Tensor,
+        share: Tensor | None = None,
+        *,
+        windows: dict[int, Window],
+        through: bool = True,
+        slopes: Mapping[int, Tensor] | None = None,
+        search: bool = False,
+    ) -> tuple[Tensor | None, Tensor]:
+        """A linear function of the input below <a, value of a node> over the regions of these rows
+        [p]: its coefficients in the input's window, [p, *shape], None for none, and its value at 0
+        for the network in real arithmetic and for the one that rounds: [2, p].
 
         Args:
             start: the node.
             rows: the row of each pair, [p].
             a: coefficients in the node's window, [p, *shape].
             share: the place in `a` of each pair's, [p], where several pairs share them.
-            windows: of every node before it; None: all.
+            windows: of every node before it.
             through: whether to go on through activations, else their intervals are taken.
             slopes: lower slopes of activations where they are free, by node, [p, *shape] each.
             search: leave out what rounding takes.
         """
-        windows = self.graph.windows(start, ()) if windows is None else windows
         held, total = {start: a}, a.new_zeros(len(a))
         off: Tensor | float = 0.0
+        slope = None
         for i in range(start, -1, -1):
             if i not in held:
                 continue
@@ -318,7 +411,7 @@ class Rows:
                     held = {k: part[share] for k, part in held.items()}
                     share = None
                 if not node.parents:
-                    total = total + self.region.least(a.squeeze(1), rows, window)
+                    slope = a.squeeze(1)
                     break
                 if not through:
                     lo, hi = (side[rows] for side in self.intervals[i])
@@ -330,7 +423,7 @@ class Rows:
                 at_0, parts = _relaxed(node.rule, lines, rows, a, (slopes or {}).get(i))
                 total = total + at_0
             _add(held, node.parents, parts)
-        return torch.stack([total, total - off])
+        return slope, torch.stack([total, total - off])
 
 
 def _add(held: dict[int, Tensor], nodes: tuple[int, ...], parts: tuple[Tensor, ...]) -> None:

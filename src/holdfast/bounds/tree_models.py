@@ -87,7 +87,9 @@ def changes(target: Target, threat: Threat, x: Tensor, slack: float = 0.0) -> di
         "scale": (scale * threat.schema.unit).numpy(),
         "whole": np.array([one.whole for one in features]),
         "levels": {
-            j: np.sort(np.float32(one.levels)) for j, one in enumerate(features) if one.levels
+            j: np.sort(np.array(one.levels, np.float32))
+            for j, one in enumerate(features)
+            if one.levels
         },
     }
 

@@ -352,18 +352,18 @@ class _Row:
 
     def take(self, features: np.ndarray) -> _Row:
         columns = (self.x, self.least, self.most, self.scale, self.whole)
+        x, least, most, scale, whole = (column[features] for column in columns)
         places = enumerate(features.tolist())
         levels = {i: self.levels[f] for i, f in places if f in self.levels}
-        return _Row(*(column[features] for column in columns), levels)
+        return _Row(x, least, most, scale, whole, levels)
 
     def beyond(self, f: int, value: Any, side: float) -> np.float32:
         """The next value that feature f can have on this side (-1 or 1); infinite: none."""
         if f in self.levels:
             values = self.levels[f]
-            ends = np.concatenate([[-np.inf], values, [np.inf]]).astype(np.float32)
-            if side < 0:
-                return ends[np.searchsorted(values, value)]
-            return ends[1 + np.searchsorted(values, value, "right")]
+            others = values[values < value] if side < 0 else values[values > value]
+            nearest = others[np.argsort(abs(others - value))[:1]]
+            return np.float32(nearest[0] if len(nearest) else side * np.inf)
         after = np.nextafter(value, np.float32(side * np.inf))
         if self.whole[f] and abs(value + side - value) == 1:
             return np.float32(value + side)
@@ -422,11 +422,13 @@ class _Row:
 def _rows(x: np.ndarray, box: Box, scale: Any, whole: Any, levels: Levels | None) -> list[_Row]:
     """Rows [n, f], of whose features `scale`, and each side of the box, is a number, [f] or
     [n, f]."""
-    sides = (np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale))
+    least, most, scale = (
+        np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale)
+    )
     whole = np.broadcast_to(np.asarray(False if whole is None else whole), x.shape)
     return [
-        _Row(*columns, levels or {})
-        for columns in zip(x.astype(np.float64), *sides, whole, strict=True)
+        _Row(row.astype(np.float64), least[i], most[i], scale[i], whole[i], levels or {})
+        for i, row in enumerate(x)
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from holdfast.arguments import checked
-from holdfast.data import cifar10, digits, factory, idx, libsvm, npz
+from holdfast.data import cifar10, digits, factory, idx, layouts, libsvm, npz
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
@@ -28,6 +28,11 @@ KINDS = {
     "groups group",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are "
     "splits; --resize 256 --crop 224 while loading, --classes FILE for their numbers",
+    "coco": "DIR/instances.json: COCO's boxes of objects, with the images next to it or in images/",
+    "yolo": "DIR with images/ and labels/: YOLO's boxes, `class x y width height` a line in "
+    "fractions; the names of the classes in data.yaml",
+    "masks": "DIR with images/ and masks/: grey or palette PNG of the same names, whose values are "
+    "classes; 255 is not judged",
     "waves": "DIR: one sub-folder of .wav files for each class, of one rate and length, as [t] in "
     "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
     "csv": "FILE.csv: columns of numbers or texts under a header, and y, label, target or class (or"
@@ -43,12 +48,16 @@ _ENDINGS = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".json": "coco",
+    ".yaml": "yolo",
+    ".yml": "yolo",
 }
+_PICTURES = ("folder", "coco", "yolo", "masks")
 READERS = {
     "label": ("csv", "parquet"),
-    "classes": ("folder", "waves"),
-    "resize": ("folder",),
-    "crop": ("folder", "waves"),
+    "classes": ("folder", "waves", "coco", "masks"),
+    "resize": _PICTURES,
+    "crop": (*_PICTURES, "waves"),
 }
 # of pictures: the shorter side, or height and width; of sounds the number of samples
 Size: TypeAlias = str | int | tuple[int, int]
@@ -75,10 +84,10 @@ def open_data(
         split: "test" or "train"; ignored by data that has no splits.
         scale: bytes become float32 in [0, 1]; else float32 in 0..255. Floats are never rescaled.
         label: the column of labels of a CSV or Parquet file; None: y, label, target or class.
-        classes: a file with the class number of each folder of images: see
-            `data.classes.read_classes`.
-        resize: of a folder of images: `256` (the shorter side), `224,224` (height, width), or
-            `256,bicubic`.
+        classes: a file with the class number of each folder of images, or of each category of
+            COCO, or with the names of the classes of masks: see `data.classes.read_classes`.
+        resize: of a folder of images, with their boxes or masks: `256` (the shorter side),
+            `224,224` (height, width), or `256,bicubic`.
         crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize;
             of sounds: the middle `16000` samples.
 
@@ -246,7 +255,13 @@ def kind_of(spec: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """By its first image or sound."""
+    """By COCO's annotations, by folders of labels or masks next to that of the images, or by its
+    first image or sound."""
+    if layouts.coco_files(folder):
+        return "coco"
+    for kind, other in (("masks", "masks"), ("yolo", "labels")):
+        if layouts.is_paired(folder, other):
+            return kind
     from holdfast.data import images, waves
 
     endings = (path.suffix.lower() for path in folder.rglob("*"))
@@ -269,13 +284,8 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             from holdfast.data.parquet import Table
 
             return Table(path, spec, scale, **loading)
-        case "folder":
-            from holdfast.data.folder import Folder
-            from holdfast.data.images import Resizing
-
-            resizing = Resizing.parse(loading.get("resize"), loading.get("crop"))
-            classes = None if "classes" not in loading else _path(loading["classes"])
-            return Folder(path, spec, split, scale, classes, resizing)
+        case "folder" | "coco" | "yolo" | "masks":
+            return _open_pictures(kind, path, spec, split, scale, loading)
         case "waves":
             from holdfast.data.waves import Waves
 
@@ -302,6 +312,32 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             return idx.open_idx(_path(files[0]), _path(files[1]), spec, scale)
         case _:
             return idx.open_mnist(kind, _path(rest), spec, _known(split, idx.SPLITS, kind), scale)
+
+
+def _open_pictures(
+    kind: str, path: Path, spec: str, split: str, scale: bool, loading: dict[str, str]
+) -> Source:
+    from holdfast.data.images import Resizing
+
+    resizing = Resizing.parse(loading.get("resize"), loading.get("crop"))
+    classes = None if "classes" not in loading else _path(loading["classes"])
+    match kind:
+        case "coco":
+            from holdfast.data.coco import open_coco
+
+            return open_coco(path, spec, split, scale, classes, resizing)
+        case "yolo":
+            from holdfast.data.yolo import open_yolo
+
+            return open_yolo(path, spec, split, scale, resizing)
+        case "masks":
+            from holdfast.data.masks import Masks
+
+            return Masks(path, spec, split, scale, classes, resizing)
+        case _:
+            from holdfast.data.folder import Folder
+
+            return Folder(path, spec, split, scale, classes, resizing)
 
 
 def _known(split: str, splits: dict[str, Any], kind: str) -> str:

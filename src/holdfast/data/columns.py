@@ -50,6 +50,13 @@ class Column:
         return numbers.astype(self.dtype)
 
 
+def places(column: Column, numbers: np.ndarray, known: Sequence[Any]) -> np.ndarray:
+    """The places among `known` categories of the values that numbers [n] of x mean; NaN: none."""
+    at = {value: place for place, value in enumerate(known)}
+    values = np.asarray(column.of(numbers)).tolist()
+    return np.array([at.get(value, np.nan) for value in values])
+
+
 def limits(dtype: str) -> tuple[int, int]:
     """The least and the largest number of a type of whole numbers."""
     return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 from holdfast.errors import InputError
 
@@ -64,3 +65,27 @@ def read_whole(path: Path, most: int) -> bytes:
 def printable(text: str) -> str:
     """A name of a file as text that can be stored and shown, whatever bytes it has."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def read_yaml(text: str, path: Path, extra: str) -> Any:
+    """What a YAML text says.
+
+    Args:
+        extra: of this package, which brings pyyaml along.
+
+    Raises:
+        InputError: it is none, or pyyaml is not there.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(
+            f"{path} is YAML, which needs pyyaml: pip install 'holdfast[{extra}]'."
+        ) from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(
+            f"{path} is no YAML text{f' (line {mark.line + 1})' if mark else ''}; repair it."
+        ) from None

@@ -111,9 +111,23 @@ class Resizing:
             image = image.resize(size, _FILTERS[self.filter])
         if not self.crop:
             return image
-        height, width = self.crop
-        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        left, top = self._corner(*image.size)
+        return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+    def labels(self, image: Image.Image) -> Image.Image:
+        """The same of a picture whose values are numbers of classes: the nearest one."""
+        width, height = self.size(*image.size)
+        inner = self._resized(*image.size)
+        image = image.resize(inner, Image.Resampling.NEAREST)
+        left, top = self._corner(*inner)
         return image.crop((left, top, left + width, top + height))
+
+    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Where boxes [m, 4] (x0, y0, x1, y1) of a picture of this width and height lie
+        afterwards."""
+        inner = self._resized(width, height)
+        scaled = boxes * (np.array(inner) / (width, height))[[0, 1, 0, 1]]
+        return scaled - np.array(self._corner(*inner))[[0, 1, 0, 1]]
 
     def __str__(self) -> str:
         shorter = {1: "the shorter side to "}.get(len(self.resize), "")
@@ -122,6 +136,12 @@ class Resizing:
             f"cropped to the middle {' x '.join(map(str, self.crop))}": self.crop,
         }
         return " and ".join(text for text, size in parts.items() if size)
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        """From where on, left and top, the middle of a picture of this size is cut out."""
+        if not self.crop:
+            return 0, 0
+        return round((width - self.crop[1]) / 2), round((height - self.crop[0]) / 2)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if len(self.resize) == 2:

@@ -14,7 +14,7 @@ from holdfast.data.source import Source, floats
 from holdfast.errors import InputError
 
 INPUTS = ("x", "pixel_values", "image", "images", "img", "input", "inputs", "features", "data")
-LABELS = ("y", "label", "labels", "target", "targets", "class", "fine_label")
+LABELS = ("y", "label", "labels", "target", "targets", "class", "fine_label", "objects")
 
 
 def pair_of(item: Any, what: str) -> tuple[Any, Any]:

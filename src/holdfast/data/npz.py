@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from holdfast.data.arrays import from_arrays
+from holdfast.data.boxes import of_counts
 from holdfast.data.files import kind_of_file
 from holdfast.data.source import HELD, Source, group_names, sized
 from holdfast.errors import InputError, first_line
@@ -37,17 +38,19 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
     """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed.
     Further inputs of a model that takes several are x2, x3, ...; `group` says what group each row
     belongs to. Where there is no x, the split's x_test and y_test (x_train and y_train) are read.
+    Objects are `boxes` [n, m, 5], or [k, 5] with `counts` [n], or `masks` [n, h, w] instead of y.
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
     """
     with opened(path) as archive:
-        pairs = [("x", "y"), (f"x_{split}", f"y_{split}")]
+        pairs = [("x", "y"), (f"x_{split}", f"y_{split}"), ("x", "boxes"), ("x", "masks")]
         keys = next((pair for pair in pairs if {*pair} <= {*archive.files}), None)
         if keys is None:
             raise InputError(
                 f"{path} holds the arrays {', '.join(archive.files) or 'none'}; expected x "
-                f"(inputs) and y (labels), or {' and '.join(pairs[1])}."
+                f"(inputs) and y (labels), or {' and '.join(pairs[1])}; of objects boxes and "
+                "counts, or masks."
             )
         more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
         further = [key for key in more if key in archive.files]
@@ -56,6 +59,8 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
                 f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order."
             )
         x, y, *others = (member(path, archive, key) for key in (*keys, *further))
+        if keys[1] == "boxes" and "counts" in archive.files:
+            y = of_counts(y, member(path, archive, "counts"), name)
         groups = [member(path, archive, key) for key in archive.files if key == "group"]
     source = from_arrays((x, *others) if others else x, y, name, scale=scale)
     if groups:

@@ -15,6 +15,7 @@ import numpy as np
 
 from holdfast import usercode
 from holdfast.data.arrays import from_arrays, to_numpy
+from holdfast.data.boxes import is_targets, of_targets
 from holdfast.data.items import Items, channels_of, is_picture, numbers_of, pair_of
 from holdfast.data.source import HELD, Source, sized
 from holdfast.errors import InputError
@@ -43,14 +44,14 @@ def from_object(data: Any, *, scale: bool, name: str = "", label: str | None = N
     """
     if _is_pair(data):
         x, y = data
-        return from_arrays(x, y, name or "arrays", scale=scale)
+        return _of_pair(x, y, name or "arrays", scale)
     name = name or type(data).__name__
     if is_table(data):
         from holdfast.data.table import from_frame
 
         return from_frame(data, name, scale, label)
     if isinstance(data, Mapping):
-        return from_arrays(*pair_of(data, f"data ({name})"), name, scale=scale)
+        return _of_pair(*pair_of(data, f"data ({name})"), name, scale)
     if hasattr(data, "as_numpy_iterator"):
         if int(usercode.call(name, data.cardinality)) == -1:
             raise InputError(
@@ -74,6 +75,12 @@ def from_object(data: Any, *, scale: bool, name: str = "", label: str | None = N
     raise InputError(f"data is {data!r:.40} ({name}); expected {FORMS}.")
 
 
+def _of_pair(x: Any, y: Any, name: str, scale: bool) -> Source:
+    if is_targets(y):
+        y = of_targets(y, name)
+    return from_arrays(x, y, name, scale=scale)
+
+
 def is_table(data: Any) -> bool:
     """Whether it is a DataFrame, a table of pyarrow, or a Series."""
     return hasattr(data, "__dataframe__") or hasattr(data, "to_frame")
@@ -92,13 +99,20 @@ def hold(
     """
     inputs: list[np.ndarray] = []
     labels: list[np.ndarray] = []
+    targets: list[Any] = []
     channels, size = None, 0
     for i, piece in enumerate(_pieces(pieces, name)):
         what = f"item {i} of {name}"
         x, y = pair_of(piece, what)
         if not channels and is_picture(x):
             channels = channels_of(x, what)
-        x, y = numbers_of(x, what, channels), to_numpy(y, f"y of {what}")
+        if is_targets(y if isinstance(y, (list, tuple)) else [y]):
+            one = isinstance(y, Mapping)
+            x = np.stack([numbers_of(image, what, channels) for image in ([x] if one else x)])
+            targets += [y] if one else y
+            y = np.zeros(len(x), np.int64)
+        else:
+            x, y = numbers_of(x, what, channels), to_numpy(y, f"y of {what}")
         if not (y.ndim and x.ndim > 1 and len(x) == len(y)):
             x, y = x[None], y[None]
         if inputs and x.shape[1:] != inputs[0].shape[1:]:
@@ -118,9 +132,8 @@ def hold(
         labels.append(np.array(y))
     if not inputs:
         raise InputError(f"{name} is empty: it gives no rows; expected at least one.")
-    return from_arrays(
-        np.concatenate(inputs), np.concatenate(labels), name, scale=scale, class_names=class_names
-    )
+    y = of_targets(targets, name) if targets else np.concatenate(labels)
+    return from_arrays(np.concatenate(inputs), y, name, scale=scale, class_names=class_names)
 
 
 def _pieces(pieces: Iterable[Any], name: str) -> Iterator[Any]:

@@ -24,7 +24,8 @@ from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
-from holdfast.runs.metrics import corrupted, measure, schema_of, survivors
+from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
+from holdfast.threats.table.schema import Schema
 
 
 def collect(
@@ -104,6 +105,9 @@ def build_manifest(
     last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
     if last is not None:
         metrics.survivors = survivors(last)
+    if facts.threat.table is not None:
+        relations = list(Schema.parse(facts.threat.table).conditions)
+        metrics.relations = without_relations(table, relations)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)

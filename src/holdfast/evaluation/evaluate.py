@@ -37,6 +37,8 @@ from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
+from holdfast.evaluation.relations import search_without, searched_again
+from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
@@ -102,7 +104,8 @@ def evaluate(
         epsilons: further eps to run the protocol at, in the same run: a curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
-        max_seconds: start nothing new after this time; rows never attacked are `skipped`.
+        max_seconds: start nothing new after this time, and a trial that would last beyond it on
+            fewer rows; those never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         on_progress: called with the `Progress`, often.
@@ -160,6 +163,7 @@ def settings_of(
         deadline=deadline,
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
         smallest=ready.protocol.name == "custom" or not threat.bounded,
+        relations=searched_again(ready.protocol, threat, budget),
     )
 
 
@@ -297,14 +301,18 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
             job.on_progress(Progress(job.attacks * done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
+    settings = replace(settings, on_step=on_step)
     state = search(
-        replace(settings, on_step=on_step),
+        settings,
         job.journal,
         name,
         batch.to(batch.x.device, settings.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
+    further = {}
+    if settings.relations:
+        further = search_without(settings, job.journal, name, state)
     columns, examples = judge_chunk(settings, state)
     if len(examples["id"]):
         store.write_tensors(shard, examples)
@@ -319,7 +327,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         "missed": json.dumps(sorted(state.missed)),
         "examples": store.checksum(shard),
     }
-    job.journal.write(f"{name}-done", columns, said)
+    job.journal.write(f"{name}-done", columns | further, said)
 
 
 def _certify(job: Evaluation) -> None:
@@ -361,7 +369,8 @@ def _write(job: Evaluation) -> None:
         answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
-    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns))
+    pictured = masks(ready.target, ready.source)
+    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns), masks=pictured)
     store.write_limits(folder, limits_of(ready.target, ready.threat))
     store.write_manifest(folder, build_manifest(folder, facts, table, trials))
     if whole:  # else time ran out, and --resume goes on

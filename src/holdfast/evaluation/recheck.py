@@ -204,7 +204,13 @@ def _statuses(e: Evidence) -> Found:
     if "truth" in columns:
         outputs = [np.stack(list(columns[n])) for n in ("clean_output", "attacked_output")]
         same = np.isclose(*outputs, rtol=0, atol=0, equal_nan=True).all(1)
+        if isinstance(e.target, WithTruth) and e.target.rule.has_measure:
+            truth, margin = np.stack(list(columns["truth"])), columns["margin"].astype(float)
+            same |= np.isclose(e.target.rule.margins(truth, outputs[1]), margin, rtol=0, atol=1e-3)
         yield ~broken & ~same, "have outputs under attack, but are not called broken"
+    if "relations_broken" in columns:
+        searched = np.array([max(one, default=-1) >= 0 for one in columns["relations_broken"]])
+        yield searched & (status != "robust"), "are not robust, but were searched as if they were"
     if "robust_by_refusal" in columns:
         refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
         yield refused & (status != "robust"), "are not robust, but said to be robust by a refusal"
@@ -256,8 +262,20 @@ def _chunks(e: Evidence) -> Found:
         accepted = e.threat.accepts(rows).numpy()
         yield ~accepted & ~skipped, "break the schema, but are not called skipped"
         reachable &= accepted
-    together = _first(skipped, chunk, reachable)
-    yield reachable & (skipped != together), "were not skipped as whole chunks are"
+    # time runs out in the order of the rows
+    late = _after(skipped & reachable, chunk) & reachable & ~skipped
+    yield late, "were attacked, though rows before them in their chunk were skipped"
+
+
+def _after(values: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    """Whether a row [n] follows one of its chunk of which this is true."""
+    begun: set[int] = set()
+    found = np.zeros(len(values), dtype=bool)
+    for i, (value, at) in enumerate(zip(values.tolist(), chunk.tolist(), strict=True)):
+        found[i] = at in begun
+        if value:
+            begun.add(at)
+    return found
 
 
 def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarray:

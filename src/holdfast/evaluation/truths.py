@@ -3,22 +3,30 @@ respects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from holdfast.data import Source
-from holdfast.errors import SpecError
-from holdfast.targets.batch import read
+from holdfast.errors import InputError, SpecError
+from holdfast.runs import average_precision
+from holdfast.runs.store import MASKS, Masks
+from holdfast.targets.batch import joined, read
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.tasks import MultiLabel
+from holdfast.tasks import Detection, MultiLabel, Segmentation
 from holdfast.threats.threat import Targeted, Threat
+
+MOST = 2**26  # numbers that the outputs of one pass become
 
 
 def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
     """A model and data, with the truth in the context of each row if the model's task wants it.
 
     Raises:
-        InputError: the truths are not those of such a task, or not as many as the model's outputs.
+        InputError: the truths are not those of such a task, or not as many as the model's outputs;
+            or what its figures need is not installed.
         SpecError: the threat aims at a class.
     """
     if target.head.truth_task is None:
@@ -28,9 +36,15 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
             f"{threat} aims at a class, but {target.head.truth_task} has none; leave the "
             "target out."
         )
+    if isinstance(target.head.truth_task, Detection):
+        average_precision.require()
     target.bind(source.shape)
     around = WithTruth(target)
+    around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
+
+
+LOOK = 32  # rows whose truths are held against what the model says
 
 
 class Truths(Source):
@@ -64,6 +78,22 @@ class Truths(Source):
         return {**self.inner.context(start, stop), TRUTH: truth}
 
 
+def masks(target: Target, source: Source) -> Masks | None:
+    """Of a segmenter, how the masks of the report are made of rows and of their examples; None of
+    another model."""
+    if not isinstance(target, WithTruth) or not isinstance(target.rule, Segmentation):
+        return None
+
+    def made(ids: Sequence[int], x_adv: np.ndarray) -> dict[str, np.ndarray]:
+        rows = joined([read(source, i, i + 1)[0] for i in ids])
+        with sealed(0):
+            answers = [target.masks(r) for r in (rows, rows.with_x(torch.from_numpy(x_adv)))]
+        given = zip(MASKS, (rows.context[TRUTH], *answers), strict=True)
+        return {name: mask.numpy().astype(np.int16) for name, mask in given}
+
+    return made
+
+
 class Since(Source):
     """Rows with the truths that an adversary is held to: the model is asked about each before any
     attack, which is no part of the data, nor of their fingerprint."""
@@ -91,7 +121,15 @@ class Since(Source):
 
 
 def since(target: Target, source: Source) -> Source:
-    """The rows with their truths as the clean outputs leave them, where the task asks for that."""
+    """The rows with their truths as the clean outputs leave them, where the task asks for that.
+
+    Raises:
+        InputError: the first truths are written in another convention, as the model shows.
+    """
     if isinstance(target, WithTruth) and target.rule.relative:
+        first = read(source, 0, min(LOOK, len(source)))[0]
+        with sealed(0):
+            if said := target.mistaken(first):
+                raise InputError(f"the labels of {source.name}: {said}")
         return Since(source, target)
     return source

@@ -24,7 +24,8 @@ from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.evaluation.facts import Names
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for, rows_asked
+from holdfast.evaluation.prepare import open_for, rows_asked, with_texts_fixed
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.hardening import objectives, recipes
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, run_folder
@@ -32,7 +33,6 @@ from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.target import copied
-from holdfast.targets.threshold import Threshold
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.targets.wrapping import with_threshold
 from holdfast.threats.threat import Targeted, Threat, as_threat
@@ -41,7 +41,7 @@ from holdfast.training.balance import divide_fairly, labels_of
 from holdfast.training.batches import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.network import wrapped_like
-from holdfast.training.prepare import network_of, training_of
+from holdfast.training.prepare import at_threshold, network_of, single, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
 
@@ -154,22 +154,21 @@ def harden(
 
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    given = copied(wrap(model))
-    # one draw trains, many judge; and so does a threshold
-    whole = given.inner if isinstance(given, Threshold) else given
-    target = whole.inner if isinstance(whole, ExpectationOverTransformation) else whole
+    given = in_table(copied(wrap(model)), threat)
+    odds, draws = getattr(given, "odds", 0.0), given.cost.draws
+    target = single(given)
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     _check_task(target)
-    source, judged = _sources(target, data, test, seed)
+    source, judged = _sources(target, data, test, seed, boxed=threat.schema is None)
     source = _some(source, train_samples)
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
-    target.bind(source.shape)
+    given.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
     training = training_of(
         network,
-        target,
+        at_threshold(target, odds),
         source,
         threat,
         recipe,
@@ -181,10 +180,15 @@ def harden(
         min_recall=min_recall,
         every=every,
         on_epoch=on_epoch,
-        generated=_generated(target, more[0], synthetic_share, source) if more else None,
+        generated=(
+            _generated(target, more[0], synthetic_share, source, boxed=threat.schema is None)
+            if more
+            else None
+        ),
     )
     _check_counts(source, target.task.k)
     _check_threat(threat, target, recipe)
+    _check_table(training, source)
     if tensorboard:
         tensorboard_log.writer()
     called = names or Names(type(target.model).__name__)
@@ -208,8 +212,8 @@ def harden(
         network.train(training)
     hardened = network.read(folder)
     hard: Target = wrapped_like(target, hardened)
-    if isinstance(whole, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.cost.draws)
+    if draws > 1:
+        hard = ExpectationOverTransformation(hard, draws)
     hard = with_threshold(hard, getattr(given, "threshold", None))
     after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
@@ -247,6 +251,7 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         ("floor of recall", training.min_recall, str(training.min_recall)),
         ("class weights", training.balance.weights, "balanced"),
         ("precision", training.precision != "float32", training.precision),
+        ("log odds of the threshold", training.balance.odds, f"{training.balance.odds:.6g}"),
     )
     asked |= {name: text for name, given, text in further if given}
     if generated is not None:
@@ -254,13 +259,15 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
     return asked
 
 
-def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
+def _sources(
+    target: Target, data: Any, test: Any, seed: int, *, boxed: bool
+) -> tuple[Source, Source]:
     """What to train on and what to measure on: checked, and never the same rows."""
 
     def opened(given: Any, split: str) -> Source:
         source = open_for(target, given, split=split)
         target.of_table(source.columns or ())
-        check_data(source, target.bounds)
+        check_data(source, target.bounds, boxed=boxed)
         return source
 
     whole, judged = to_train_and_measure(data, test, opened)
@@ -277,11 +284,13 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     return source, judged
 
 
-def _generated(target: Target, rows: Source, share: float, real: Source) -> GeneratedRows:
+def _generated(
+    target: Target, rows: Source, share: float, real: Source, *, boxed: bool
+) -> GeneratedRows:
     """Rows to train on in addition to the real ones, checked."""
     generated = GeneratedRows(rows, share)
     generated.check(real)
-    check_data(rows, target.bounds)
+    check_data(rows, target.bounds, boxed=boxed)
     return generated
 
 
@@ -304,6 +313,26 @@ def _check_task(target: TorchTarget) -> None:
             "hardening trains models of one input, all of which may change, and this one has "
             "several."
         )
+
+
+def _check_table(training: Training, source: Source) -> None:
+    """Refuse rows that a schema does not fit, and parts of a recipe that know no schema.
+
+    Raises:
+        InputError: the columns are others, or rows are not written as the schema says.
+        SpecError: a part changes inputs by an amount in raw units, which columns do not share.
+    """
+    threat, recipe = training.threat, training.recipe
+    if threat.schema is None:
+        return
+    raw = [repr(part) for part in (training.objective, *training.penalties) if part.raw]
+    if raw or recipe.augment:
+        raise SpecError(
+            f"{(raw or [recipe.augment])[0]} knows no schema: it changes inputs by amounts that "
+            "mean the same in every column. Leave it out; objectives pgd, trades and mart do."
+        )
+    with_texts_fixed(threat, source)
+    broken_rows(source, threat, training.target.batcher.dtype)
 
 
 def _check_counts(source: Source, k: int) -> None:

@@ -99,6 +99,8 @@ class MSD(MultipleThreats):
     Multi steepest descent (Maini et al. 2020, arXiv:1909.04068).
     """
 
+    raw = True
+
     @property
     def passes(self) -> int:
         return super().passes + self.steps * (1 + len(self.others))

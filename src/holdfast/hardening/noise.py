@@ -24,6 +24,7 @@ from holdfast.training.objective import Objective, Searching
 class Noise(Objective):
     """CE(f(x + noise), y), Gaussian (Cohen et al. 2019, arXiv:1902.02918)."""
 
+    raw = True
     sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
     steps = 0
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
@@ -40,6 +41,7 @@ class SmoothAdv(Searching, steps=4, step_size=0.5):
     Differs from the paper: the loss draws noise of its own, not that of the attack.
     """
 
+    raw = True
     sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
     draws: int = option(
         2, "of noise: for the attack's mean of softmax, and points a row to train at", at_least=1

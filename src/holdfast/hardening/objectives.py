@@ -233,6 +233,7 @@ class AdvGAN(Objective):
     """
 
     asks = 2
+    raw = True
     width: int = option(16, "channels of the perturbing network's first layer", at_least=1)
     rate: float = option(1e-3, "of its Adam", at_least=0)
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)

@@ -34,6 +34,7 @@ class GradAlign(Regularizer):
     """
 
     costs = 6
+    raw = True
     weight: float = option(0.2, "lambda: 0.2 at 8/255, 0.063 at 4/255", at_least=0)
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -65,6 +66,7 @@ class Gradient(Regularizer):
     """weight |g|^2 (input-gradient penalty: Ross and Doshi-Velez 2018, arXiv:1711.09404)."""
 
     costs = 4
+    raw = True
     weight: float = option(1.0, "grows with the square of the inputs' unit", at_least=0)
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ class Jacobian(Regularizer):
     """weight |J|_F^2 / 2 of the scores, by random projections (Hoffman et al. 2019,
     arXiv:1908.02729)."""
 
+    raw = True
     weight: float = option(0.01, "of the penalty", at_least=0)
     projections: int = option(
         1, "random directions of the scores; without a bias however few", at_least=1
@@ -105,6 +108,7 @@ class CURE(Regularizer):
     """
 
     costs = 8
+    raw = True
     weight: float = option(4.0, "lambda", at_least=0)
     h: float = option(1.5, "how far the gradients are compared, multiples of eps", at_least=0)
 
@@ -121,6 +125,7 @@ class LLR(Regularizer):
     Local linearity (Qin et al. 2019, arXiv:1907.02610). Meant to go with the standard objective.
     """
 
+    raw = True
     weight: float = option(4.0, "lambda", at_least=0)
     slope: float = option(3.0, "mu", at_least=0)
     steps: int = option(5, "of the search for d", at_least=1)

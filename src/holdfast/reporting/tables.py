@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.reporting import words
-from holdfast.runs.manifest import ColumnInfo
+from holdfast.runs.manifest import ColumnInfo, Manifest
 
+RULES = 10  # relations that are listed
 CHANGED = 8  # columns of an example that are named
 RANKED = 15  # columns that are ranked
 
@@ -31,6 +33,29 @@ class ColumnChanges:
     name: str
     share: float  # of the examples in which it changed
     change: str  # the median size where it did; of texts the most frequent change
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A relation of the schema that held rows back."""
+
+    name: str
+    text: str
+    share: float  # of the examples found without relations that do not satisfy it
+
+
+def rules(manifest: Manifest) -> list[Rule]:
+    """The relations that the examples found without them break most."""
+    found = manifest.metrics.relations
+    if found is None or not found.broken:
+        return []
+    schema = tomllib.loads(manifest.threat.table or "")
+    texts = schema.get("relations", {})
+    texts |= {name: f"{name} == {text}" for name, text in schema.get("derived", {}).items()}
+    return [
+        Rule(name, texts.get(name, ""), times / found.broken)
+        for name, times in list(found.by_relation.items())[:RULES]
+    ]
 
 
 def shown(column: ColumnInfo, value: float) -> str:

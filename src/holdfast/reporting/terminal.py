@@ -57,11 +57,14 @@ def summary(manifest: Manifest) -> RenderableType:
 def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
     table = columns("figure", "value", "95 % interval", "of")
-    bounded = words.bounded(manifest)
+    bounded, without = words.bounded(manifest), None
+    if words.without_relations(manifest) and m.relations is not None:
+        without = m.relations.robust_accuracy
     for label, share, shown in (
         ("clean accuracy", m.clean_accuracy, True),
         ("robust accuracy", m.robust_accuracy, bounded),
         ("robust accuracy, as 8-bit images", m.accuracy_8bit, bounded),
+        ("robust accuracy, without relations", without, bounded),
         ("certified accuracy", m.certified_accuracy, True),
         ("attack success rate", m.attack_success_rate, True),
     ):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
@@ -330,6 +331,8 @@ def notes(manifest: Manifest) -> list[str]:
             "the attacks found, so they count as robust."
         )
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
+    if relations := without_relations(manifest):
+        said.append(relations)
     if lost:
         said.append(
             f"On {_inputs(lost)} the answers are unstable or failed; these do not count as robust."
@@ -337,6 +340,26 @@ def notes(manifest: Manifest) -> list[str]:
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said
+
+
+def without_relations(manifest: Manifest) -> str:
+    """What the relations of a table's schema hold back; empty where nothing was searched
+    without."""
+    found = manifest.metrics.relations
+    if found is None or not found.searched:
+        return ""
+    said = (
+        f"Without the relations of the schema at most {percent(found.robust_accuracy.value)} stay "
+        "right: the same attacks, where relations and formulas need not hold but types, groups, "
+        f"bounds and eps do, break {found.broken:,} of the {_inputs(found.searched)} that held"
+    )
+    if not found.broken:
+        return f"{said}. The relations hold nothing back that the attacks could find."
+    name, times = next(iter(found.by_relation.items()))
+    return (
+        f"{said}. So many are held by the relations alone, most of all by {name}, which "
+        f"{times:,} of these {found.broken:,} examples break."
+    )
 
 
 def leaves_out(manifest: Manifest) -> str:
@@ -374,11 +397,30 @@ def _right(model: ModelInfo) -> str:
         return ""
     if model.task == "multilabel":
         return f"Right means all {model.classes:,} labels of an input."
-    if not model.task.startswith("regression"):
+    name, _, said = spec.call(model.task)
+    if name == "detection":
+        return (
+            f"Right means that {_unharmed(said)} (boxes of a score above {said['score']:g}, which "
+            f"find an object of their class at an overlap of {said['iou']:g})."
+        )
+    if name != "regression":
         return f"Right is as {model.task} says."
-    tolerance = spec.call(model.task)[2]["tolerance"]
+    tolerance = said["tolerance"]
     of = {1: "the output"}.get(model.classes, f"each of {model.classes:,} outputs")
     return f"Right means {of} within {number(tolerance)} of the truth."
+
+
+def _unharmed(said: Mapping[str, Any]) -> str:
+    """What holds of an image where a detector is right, with these options of its task."""
+    of = {"any": "each", "all": "one at least"}[said["lose"]]
+    few = f"fewer than {said['ghosts']:,} more boxes find no object than without an attack"
+    still = f"of the objects found without an attack {of} is still found"
+    return {
+        "vanish": still,
+        "mislabel": f"of the objects found without an attack {of} keeps its class",
+        "ghost": few,
+        "all": f"{still}, and {few}",
+    }[said["goal"]]
 
 
 def _threshold(manifest: Manifest) -> str:

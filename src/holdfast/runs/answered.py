@@ -15,6 +15,8 @@ class Answered:
 
     truth: np.ndarray
     clean: np.ndarray
-    attacked: np.ndarray  # on the stored example where broken, else the clean answer
+    # on the stored example where broken; else the clean answer, or of a segmentation that at the
+    # lowest margin that was found
+    attacked: np.ndarray
     options: Mapping[str, Any]  # of the task
     names: Mapping[int, str]  # of the classes that truths and answers speak of

@@ -273,6 +273,15 @@ class TaskFigure(Record):
     interval: Interval | None = None  # of the attacked one, where it is a share
 
 
+class ObjectMetrics(Record):
+    """The figures of a task for one class of the objects or regions that its truths name."""
+
+    label: int
+    name: str
+    n: Annotated[int, Field(ge=0)]  # objects of this class, or images that hold it
+    figures: dict[str, TaskFigure]
+
+
 class Perceptual(Record):
     """How much the changes that broke a row show, in images: medians."""
 
@@ -331,6 +340,18 @@ class CorruptionMetrics(Record):
     points: list[CorruptionPoint]
 
 
+class RelationMetrics(Record):
+    """What the relations of a table's schema hold back: rows that held were searched again by the
+    same trials, where relations and formulas of derived features need not hold."""
+
+    robust_accuracy: Interval  # without them, of all rows
+    searched: int  # rows that held
+    broken: int  # of these, rows that were broken without relations
+    passes: int  # forwards and backwards of this search, which no other figure counts
+    # in how many of the examples found so each relation does not hold, the most first
+    by_relation: dict[str, int] = {}
+
+
 class Survivors(Record):
     """What one more round of the last trial that draws noise would still break, from its last
     round."""
@@ -365,6 +386,7 @@ class Metrics(Record):
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     # of a task with figures of its own, such as detection: these by their names
     of_task: Annotated[dict[str, TaskFigure], Field(exclude_if=_unsaid)] = {}
+    of_objects: Annotated[list[ObjectMetrics], Field(exclude_if=_unsaid)] = []  # and by class
     queries: list[QueryPoint] = []
     median_queries: Real = None  # of the inputs that were broken
     curve: list[CurvePoint]
@@ -374,6 +396,8 @@ class Metrics(Record):
     # where no trial drew noise after a first round there is no estimate
     survivors: Survivors | None = None
     refusals: Refusals | None = None
+    # of a table whose schema has relations
+    relations: Annotated[RelationMetrics | None, Field(exclude_if=_unsaid)] = None
     # of images: under attack, each example rounded as a file of 8 bits holds it
     accuracy_8bit: Interval | None = None
 

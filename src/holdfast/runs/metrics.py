@@ -14,7 +14,8 @@ import pyarrow as pa
 from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
-from holdfast.intervals import Interval, interval
+from holdfast.intervals import Z, interval, mean_interval
+from holdfast.runs import detection, segmentation
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
     BinaryMetrics,
@@ -32,6 +33,7 @@ from holdfast.runs.manifest import (
     Perceptual,
     QueryPoint,
     Refusals,
+    RelationMetrics,
     Restart,
     Sizes,
     Status,
@@ -79,6 +81,11 @@ FURTHER = pa.schema(
         # whether the example of a broken row still fools the model as an image file of 8 bits holds
         # it; null: no example
         ("broken_8bit", pa.bool_()),
+        # of a table whose rows were searched again without the relations of its schema: for each
+        # relation whether the example so found of a robust row does not satisfy it (1), or does, or
+        # there is none (0); -1: not searched; and the passes of that search
+        ("relations_broken", pa.list_(pa.int8())),
+        ("relations_passes", pa.int64()),
         # where rows were certified: the method that proved the row, or else why none did; neither
         # of rows that were not asked about
         ("certified_by", pa.string()),
@@ -103,8 +110,8 @@ def _flags(table: pa.Table, name: str) -> np.ndarray:
     return table.column(name).fill_null(False).to_numpy(zero_copy_only=False)
 
 
+NOT_SEARCHED = -1  # in relations_broken
 HELD = ("robust", "certified")  # the statuses of rows that count as robust
-Z = 1.959964  # of a 95 % interval
 
 
 def samples_for(width: float, share: float = 0.5) -> int:
@@ -210,6 +217,34 @@ def measure(
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
 
 
+def without_relations(table: pa.Table, names: Sequence[str]) -> RelationMetrics | None:
+    """The figures of the search without the relations of these names; None where there was none, or
+    time ran out before its end.
+
+    Raises:
+        InputError: the table tells of another number of relations.
+    """
+    if "relations_broken" not in table.column_names or not names:
+        return None
+    status, cells = _column(table, "status"), table.column("relations_broken").to_pylist()
+    if any(cell is None or len(cell) != len(names) for cell in cells):
+        raise InputError(f"relations_broken has other relations than the {len(names)} of run.json.")
+    broken = np.array(cells, np.int8).reshape(len(cells), len(names))
+    held = np.isin(status, HELD)
+    if (broken[held] == NOT_SEARCHED).any():
+        return None
+    found = broken[held] > 0
+    count = int(found.any(1).sum())
+    by = sorted(zip(found.sum(0).tolist(), names, strict=True), key=lambda one: -one[0])
+    return RelationMetrics(
+        robust_accuracy=interval(int(held.sum()) - count, int((status != "skipped").sum())),
+        searched=int(held.sum()),
+        broken=count,
+        passes=int(_column(table, "relations_passes").sum()),
+        by_relation={name: times for times, name in by if times},
+    )
+
+
 def _by_class(
     table: pa.Table,
     classes: int,
@@ -309,7 +344,7 @@ def _outputs(table: pa.Table) -> list[np.ndarray]:
     """Truths, and outputs on clean and on attacked inputs, [n, ...] each."""
     names = ("truth", "clean_output", "attacked_output")
     flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in names]
-    return [values.reshape(table.num_rows, -1) for values in flat]
+    return [values.reshape(table.num_rows, -1 if len(values) else 0) for values in flat]
 
 
 def _errors(rows: Answered) -> dict[str, Any]:
@@ -320,7 +355,11 @@ def _errors(rows: Answered) -> dict[str, Any]:
 
 
 # the figures of a task of its own, by their names in `Metrics`
-OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {"regression": _errors}
+OF_TASK: dict[str, Callable[[Answered], dict[str, Any]]] = {
+    "regression": _errors,
+    "detection": detection.figures,
+    "segmentation": segmentation.figures,
+}
 
 
 # kinds that are in no mean, as in the paper
@@ -356,16 +395,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     return CorruptionMetrics(
         mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
     )
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
-    theorem."""
-    n = len(values)
-    if not n:
-        return interval(0, 0)
-    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
-    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from holdfast.tasks import TaskWithTruth
 
 SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
@@ -21,6 +24,7 @@ class Head:
     truth_task: TaskWithTruth | None = (
         None  # says what is right, where it is no class; see targets/truth.py
     )
+    odds: float = 0.0  # log odds of the probability from which on class 1 of two is decided for
 
     @property
     def reads(self) -> bool:
@@ -33,3 +37,10 @@ class Head:
         if self.truth_task is not None:  # whose outputs are judged one by one
             return self.truth_task.logits and self.ending == SIGMOID and taken
         return taken or self.ending == LOG_SOFTMAX
+
+
+def shifted(z: Tensor, odds: float) -> Tensor:
+    """Scores [n, 2] of which the second is the higher one exactly where class 1 has at least these
+    log odds, but for what rounding adds."""
+    slack = 4 * torch.finfo(z.dtype).eps * (1 + abs(odds) + z.detach().abs().sum(1))
+    return torch.stack([z[:, 0], z[:, 1] - (odds - slack)], 1)

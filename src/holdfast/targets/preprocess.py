@@ -61,12 +61,21 @@ class Resize:
         )
 
 
+@dataclass(frozen=True)
+class BGR:
+    """The channels of RGB images in the order that OpenCV reads them in: blue, green, red."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
 _NAMED = re.compile(r"[^()]+:[A-Za-z_]\w*")  # path/file.py:function or package.module:function
 
 GUARDS: dict[str, type[Defence]] = {**DEFENCES, **PURIFIERS, **DETECTORS}
 MAKERS: dict[str, Callable[..., Preprocess]] = {
     "normalize": Normalize,
     "resize": Resize,
+    "bgr": BGR,
     "own": own,
     **GUARDS,
 }

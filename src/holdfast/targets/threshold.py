@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.errors import InputError
 from holdfast.targets.adapter import said_by
 from holdfast.targets.batch import Rows
+from holdfast.targets.head import shifted
 from holdfast.targets.target import Access, Pullback, Target
 from holdfast.targets.trees import Trees
 from holdfast.targets.wrappers import Around
@@ -106,8 +107,7 @@ class Threshold(Around):
         return super().describe() | {"threshold": self.threshold}
 
     def _shifted(self, z: Tensor) -> Tensor:
-        slack = 4 * torch.finfo(z.dtype).eps * (1 + abs(self.odds) + z.detach().abs().sum(1))
-        return torch.stack([z[:, 0], z[:, 1] - (self.odds - slack)], 1)
+        return shifted(z, self.odds)
 
 
 class _Shift(nn.Module):

@@ -3,9 +3,11 @@ batch, and the model is asked whether it is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +82,7 @@ class WithTruth(Around):
     @property
     def inputs(self) -> Inputs:
         inner = self.inner.inputs
-        return replace(inner, context={**inner.context, TRUTH: self.rule.form.one})
+        return replace(inner, context={**inner.context, TRUTH: self.rule.truth_form})
 
     def with_truths(self, rows: Rows, y: Tensor) -> Batch:
         """Rows whose truths are y [n, ...], as the model is asked about them.
@@ -100,20 +102,36 @@ class WithTruth(Around):
         z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
 
-    def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The truths of rows with these scores, flat, and what a table keeps of their outputs:
-        [n, ...] each. Rows are asked about again where scores do not say their outputs."""
+    def mistaken(self, batch: Batch) -> str:
+        """What the model's answers show to be wrong with the truths of some rows; else ""."""
         inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        return self.rule.mistaken(truth, z)
+
+    def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
+        [n, w]. Rows are asked about again where scores do not say their outputs."""
+        truth = self._parts(batch)[1]
         z = self.rule.outputs(scores, truth.to(scores))
-        if z is not None:
-            return truth, self.rule.answers(z)
+        if z is not None or not len(batch):
+            return self.rule.kept(truth, scores.new_zeros(0, self.k) if z is None else z)
+        placed = self.batcher.place(batch)
+
+        def ask(part: slice) -> tuple[Tensor, Tensor]:
+            inner, truth = self._parts(placed[part])
+            return self.rule.kept(truth, self.inner.scores(inner))
+
+        truths, answers = zip(*self.batcher.parts(ask, len(batch)), strict=True)
+        return torch.cat(truths).cpu(), torch.cat(answers).cpu()
+
+    def masks(self, batch: Batch) -> Tensor:
+        """Of a segmenter, the class of each pixel of these rows: [n, H, W] int64."""
+        rule: Any = self.rule
 
         def ask(rows: Rows) -> Tensor:
-            return self.rule.answers(self.inner.scores(rows))
+            return rule.mask(self.inner.scores(rows))
 
-        if not len(batch):
-            return truth.flatten(1), self.rule.answers(scores.new_zeros(0, self.k))
-        return truth.flatten(1), self.batcher.in_parts(ask, self.batcher.place(inner)).cpu()
+        return self.batcher.in_parts(ask, self.batcher.place(self._parts(batch)[0])).cpu()
 
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)
@@ -140,6 +158,15 @@ class WithTruth(Around):
 
         _, g = self.inner.pull(batch, through)
         return kept[-1], g
+
+    @property
+    def losses(self) -> Sequence[str]:
+        return self.rule.losses
+
+    def ascending(self, loss: str) -> Target:
+        own = copy.copy(self)
+        own.rule = self.rule.ascending(loss)
+        return own
 
     def describe(self) -> dict[str, object]:
         said = super().describe() | {"task": str(self.rule)}

@@ -20,7 +20,7 @@ from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.further_inputs import further, joined
 from holdfast.targets.own_preprocessing import Own
-from holdfast.targets.preprocess import Normalize, Preprocess, Resize
+from holdfast.targets.preprocess import BGR, Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
 from holdfast.targets.target import Bounds, Target, copied
 from holdfast.targets.threshold import Threshold
@@ -76,7 +76,7 @@ def wrap(
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same
             units.
         preprocess: what happens to raw inputs before the model, one step or several in order:
-            Normalize, Resize, a defence, or a function or module of your own that has a name (see
+            Normalize, Resize, BGR, a defence, or a function or module of your own with a name (see
             `holdfast.targets.own_preprocessing.Own`).
         framework: the name of one of `holdfast.targets.registry.frameworks()`, where the type of
             the model does not tell. A callable is otherwise tried with the arrays of each.
@@ -224,7 +224,7 @@ def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) ->
     """
     if isinstance(preprocess, Callable):
         preprocess = (preprocess,)
-    known = (Normalize, Resize, Defence, Own)
+    known = (BGR, Normalize, Resize, Defence, Own)
     steps: list[Preprocess] = [
         step if isinstance(step, known) else Own.of(step) for step in preprocess
     ]

@@ -25,12 +25,16 @@ class Form:
         """The shape of the outputs where they are one tensor, else that of the whole row."""
         if len(self.parts) == 1:
             return self.parts[0][1] or (1,)
-        return (sum(math.prod(shape) for _, shape in self.parts),)
+        return (sum(self.sizes),)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers each part is."""
+        return [math.prod(shape) for _, shape in self.parts]
 
     def split(self, z: Tensor) -> dict[str, Tensor]:
         """Outputs z [n, k] as the tensors that the model gave, by their names: [n, *shape] each."""
-        sizes = [math.prod(shape) for _, shape in self.parts]
-        found = zip(self.parts, z.split(sizes, 1), strict=True)
+        found = zip(self.parts, z.split(self.sizes, 1), strict=True)
         return {name: flat.unflatten(1, shape or (1,)) for (name, shape), flat in found}
 
     def __str__(self) -> str:

@@ -88,6 +88,9 @@ class TaskWithTruth(ABC):
     # what an adversary is held to depends on the clean outputs too: see `since`
     relative: ClassVar[bool] = False
     enough: ClassVar[float] = 0.0  # see `Classes`
+    # a row that is not broken is answered at its lowest margin under attack: see `margins`
+    has_measure: ClassVar[bool] = False
+    losses: ClassVar[Sequence[str]] = ()  # of outputs, which an attack may name: see `ascending`
     form: Form = Form()
 
     def fitted(self, form: Form) -> Self:
@@ -99,6 +102,16 @@ class TaskWithTruth(ABC):
         own = copy.copy(self)
         object.__setattr__(own, "form", form)  # of a frozen dataclass
         return own
+
+    @property
+    def truth_form(self) -> tuple[int, ...]:
+        """The shape of a row's truth."""
+        return self.form.one
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row's outputs become while they are held to its truth."""
+        return math.prod(self.form.one)
 
     def pick(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those of a model's outputs that count."""
@@ -134,6 +147,11 @@ class TaskWithTruth(ABC):
         """What a truth for each output must be, and where those of y [n, ...] are not: bool."""
         return "a finite number", ~np.isfinite(y)
 
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        """What clean outputs z [n, k] show to be wrong with how the truths [n, ...] are written; ""
+        where they show nothing."""
+        return ""
+
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         """The truths [n, ...] that an adversary is held to, where clean outputs are z [n, k]."""
         return truth
@@ -151,6 +169,20 @@ class TaskWithTruth(ABC):
     def answers(self, z: Tensor) -> Tensor:
         """What a table of samples keeps of outputs z [n, k]: [n, w]."""
         return z
+
+    def kept(self, truth: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What it keeps of truths [n, ...] of rows with outputs z [n, k], and of these: [n, v],
+        [n, w]."""
+        return truth.flatten(1), self.answers(z)
+
+    def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Of a task that `has_measure` the margins of rows with these truths [n, v] and answers
+        [n, w]: [n]."""
+        raise NotImplementedError
+
+    def ascending(self, loss: str) -> Self:
+        """The same task, whose scores have the gradient of one of its `losses`."""
+        return self
 
     def same(self, said: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Whether two answers [n, w] are one, but for what devices may change: [n] bool."""

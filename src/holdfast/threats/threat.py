@@ -275,6 +275,13 @@ class Threat:
         limit = torch.maximum(eps.double() * (1 + 1e-6), self.norm.size(point - start))
         return self.located(x, self.schema.repaired(x, point * unit, self.norm.size, limit))
 
+    def drafted(self, x: Tensor, point: Tensor, eps: Tensor) -> Tensor:
+        """Points near these points of a table's rows x whose derived features follow from the
+        others, at little cost: see `repaired`, which makes them legal."""
+        assert self.schema is not None
+        unit = self.schema.unit.to(x.device)
+        return self.located(x, self.schema.drafted(x, point * unit, self.norm.size, eps.double()))
+
     def accepts(self, x: Tensor) -> Tensor:
         """Which inputs x [n, *shape] a search may start from: all but rows that break the schema
         themselves; [n] bool."""

@@ -7,6 +7,7 @@ training drifts there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,12 @@ class Balance:
     Args:
         counts: rows of each class, k of them.
         mode: one of `CLASS_WEIGHTS`.
+        odds: log odds of the probability from which on class 1 of two is decided for.
     """
 
     counts: tuple[int, ...]
     mode: str = "auto"
+    odds: float = 0.0
 
     @property
     def unequal(self) -> bool:
@@ -39,11 +42,27 @@ class Balance:
     @property
     def weights(self) -> tuple[float, ...]:
         """What a row of each class weighs in the loss, 1 in the mean of the rows; empty where all
-        weigh alike."""
-        if self.mode == "none" or (self.mode == "auto" and not self.unequal):
+        weigh alike.
+
+        With a threshold t a row of class 1 weighs (1 - t) / t times as much as one of class 0: the
+        loss at scores shifted by the threshold is then least where probabilities are those of the
+        data, or of balanced classes where that is asked for.
+        """
+        if not self.balanced and not self.odds:
             return ()
         there, total = sum(c > 0 for c in self.counts), sum(self.counts)
-        return tuple(total / (there * c) if c else 1.0 for c in self.counts)
+        each = [total / (there * c) if c and self.balanced else 1.0 for c in self.counts]
+        if self.odds:
+            each[1] *= math.exp(-self.odds)
+            mean = sum(w * c for w, c in zip(each, self.counts, strict=True)) / total
+            each = [w / mean for w in each]
+        return tuple(each)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether each class counts alike. A threshold is of probabilities that take the classes as
+        they are."""
+        return self.mode == "balanced" or (self.mode == "auto" and self.unequal and not self.odds)
 
     @property
     def note(self) -> str:
@@ -58,15 +77,23 @@ class Balance:
         )
         if self.unequal:
             said += ": figures on held-out rows are means over the classes"
-        weighed = (
-            "balanced, so that each counts alike in the loss (--class-weights none: as they are)"
-        )
-        return f"{said}. Class weights: {weighed if self.weights else 'none'}."
+        weighed = "none"
+        if self.balanced:
+            weighed = (
+                "balanced, so that each counts alike in the loss (--class-weights none: as they "
+                "are)"
+            )
+        if self.odds:
+            weighed += (
+                f"; a row of class 1 counts {math.exp(-self.odds):.3g} times as much, as the "
+                "threshold says"
+            )
+        return f"{said}. Class weights: {weighed}."
 
 
-def balance_of(source: Source, k: int, mode: str) -> Balance:
+def balance_of(source: Source, k: int, mode: str, odds: float = 0.0) -> Balance:
     """The balance of a source of k classes."""
-    return Balance(tuple(np.bincount(labels_of(source), minlength=k).tolist()), mode)
+    return Balance(tuple(np.bincount(labels_of(source), minlength=k).tolist()), mode, odds)
 
 
 def labels_of(source: Source) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +60,13 @@ class InnerAttack:
             )
 
     def threats(self, also: Sequence[Threat]) -> list[Threat]:
-        """The threat, and others that have reached the same share of theirs."""
-        return [self.threat, *(other.at(float(other.eps) * self.share) for other in also)]
+        """The threat, and others that have reached the same share of theirs, of the same table."""
+        at = [float(other.eps) * self.share for other in also]
+        schema = self.threat.schema
+        return [
+            self.threat,
+            *(replace(other, eps=eps, schema=schema) for other, eps in zip(also, at, strict=True)),
+        ]
 
     def worst(self, points: list[Tensor], y: Tensor) -> Tensor:
         """Of several points a row, each [n, *shape], the one where the cross-entropy is highest."""
@@ -83,13 +88,14 @@ class InnerAttack:
     def around(self, x: Tensor, name: str) -> Tensor:
         """Points uniform in the ball, drawn into the box."""
         p = self.problem(x)
-        return self._legal(p, p.eps * p.norm.sample(self.keys(x, name), p.x))
+        return self._legal(x, p, p.eps * p.norm.sample(self.keys(x, name), p.x))
 
     def ascend(self, x: Tensor, point: Tensor, g: Tensor, step_size: float) -> Tensor:
         """One step of this share of eps from a `point` close to x along the gradient g there, all
         [n, *shape]."""
-        p = self.problem(x)
-        return self._legal(p, point - p.x + p.stride(g, step_size))
+        p, point = self.problem(x), self.threat.located(x, point)
+        g = self.threat.pullback(x, point, g)
+        return self._legal(x, p, point - p.x + p.stride(g, step_size))
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
         """The cosine between the gradients of the cross-entropy at x and at points uniform in the
@@ -106,8 +112,8 @@ class InnerAttack:
             y = x.new_zeros(len(x), dtype=torch.int64)
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 
-    def _legal(self, p: Problem, d: Tensor) -> Tensor:
-        return self.live.bounds.clamp(p.x + p.project(d))
+    def _legal(self, x: Tensor, p: Problem, d: Tensor) -> Tensor:
+        return self.threat.apply(x, p.points(p.project(d)))
 
 
 @contextmanager

@@ -78,7 +78,9 @@ class KerasNetwork:
                 write_bytes(training.folder / self.file, self._carried_back(work))
             if failed is not None:
                 raise InputError(failed.replace(_KEPT, self.file))
-            hardened = wrapped_like(training.target, self.read(training.folder))
+            target = training.target
+            hardened = wrapped_like(target, self.read(training.folder))
+            hardened.head = replace(hardened.head, odds=target.head.odds)
             _agree(hardened, training.held, work / "after.npy", "the hardened file gives")
         finally:
             (training.folder / _KEPT).unlink(missing_ok=True)
@@ -97,6 +99,7 @@ class KerasNetwork:
             "code": _own_code(),
             "settings": settings(target),
             "probabilities": target.head.probabilities,
+            "odds": target.head.odds,
         }
         workers.hand_over(training, work, own)
 
@@ -159,7 +162,7 @@ def _train(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -
     model, held = _again(work / "model.keras"), job["held"]
     target = wrap(model, **own["settings"])
     target.bind(held.shape)
-    target.head = replace(target.head, probabilities=own["probabilities"])
+    target.head = replace(target.head, probabilities=own["probabilities"], odds=own["odds"])
     assert isinstance(target, TorchTarget)
     _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)

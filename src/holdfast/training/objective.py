@@ -37,6 +37,9 @@ class Objective(Options):
 
     asks: ClassVar[int] = 1  # points a row that the loss asks about
     further: ClassVar[int] = 0  # forwards a row in addition to those of the steps and of the loss
+    # whether it changes inputs by amounts of their own units, which the columns of a table do not
+    # share
+    raw: ClassVar[bool] = False
     steps: int = 1  # of the inner attack
     step_size: float  # fraction of eps
     smoothing: float  # share of a label spread over all classes
@@ -119,6 +122,7 @@ class Regularizer(Options, ABC):
 
     weight: float
     costs: ClassVar[int] = 0
+    raw: ClassVar[bool] = False  # as of an `Objective`, or whether it compares slopes in such units
 
     @property
     def passes(self) -> int:

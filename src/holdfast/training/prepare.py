@@ -16,7 +16,9 @@ from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.contract import check_model
 from holdfast.targets import Target, TorchTarget
 from holdfast.targets.adapter import Adapter
-from holdfast.targets.target import sealed
+from holdfast.targets.target import copied, sealed
+from holdfast.targets.threshold import Threshold
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Threat
 from holdfast.training import augmentation, workers
 from holdfast.training.balance import balance_of, divide_fairly
@@ -46,6 +48,20 @@ def network_of(given: Any, target: Target) -> Network:
     from holdfast.training.keras import KerasNetwork
 
     return KerasNetwork(own)
+
+
+def single(given: Target) -> Target:
+    """The target that is trained: of a randomised one, one draw; of one with a threshold, that
+    without."""
+    whole = given.inner if isinstance(given, Threshold) else given
+    return whole.inner if isinstance(whole, ExpectationOverTransformation) else whole
+
+
+def at_threshold(target: TorchTarget, odds: float) -> TorchTarget:
+    """A copy whose scores are shifted so that class 1 wins from these log odds on."""
+    own = copied(target)
+    own.head = replace(own.head, odds=odds)
+    return own
 
 
 def training_of(
@@ -85,7 +101,7 @@ def training_of(
         objective,
         penalties,
         seed=seed,
-        balance=balance_of(rows, target.task.k, recipe.class_weights),
+        balance=balance_of(rows, target.task.k, recipe.class_weights, target.head.odds),
         devices=devices,
         precision=precision,
         **options,

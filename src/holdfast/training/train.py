@@ -16,11 +16,9 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.target import copied
-from holdfast.targets.threshold import Threshold
-from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Threat
 from holdfast.training.objective import Standard
-from holdfast.training.prepare import network_of, training_of
+from holdfast.training.prepare import at_threshold, network_of, single, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
@@ -46,8 +44,9 @@ def train(
     unequal, by the mean over the classes. The same seed gives the same weights on the same machine.
 
     Args:
-        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
-            and preprocessing. It is not changed.
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds,
+            preprocessing and threshold. It is not changed. At a threshold t, a row of class 1
+            counts (1 - t) / t times as much as one of class 0 in a loss that is sharpest at t.
         data: what `holdfast.data.as_source` takes.
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
@@ -58,13 +57,8 @@ def train(
         InputError: the network cannot be trained, or the data do not fit it; the loss is not
             finite.
     """
-    target = copied(wrap(model))
-    if isinstance(target, Threshold):
-        raise InputError(
-            "train learns the probabilities of classes, on which no threshold bears; leave it out."
-        )
-    if isinstance(target, ExpectationOverTransformation):  # one draw trains
-        target = target.inner
+    given = copied(wrap(model))
+    target = single(given)
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     task = target.head.truth_task
@@ -91,12 +85,12 @@ def train(
         judge="",
         class_weights=class_weights,
     )
-    target.bind(data.shape)
+    given.bind(data.shape)
     (data,), _ = numbered(target, data)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
     training = training_of(
         network,
-        target,
+        at_threshold(target, getattr(given, "odds", 0.0)),
         data,
         anything,
         recipe,

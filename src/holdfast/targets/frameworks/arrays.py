@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from holdfast.data.columns import Column, frame
-from holdfast.errors import InputError, first_line, suggest
+from holdfast.data.columns import CATEGORY, Column, frame, places
+from holdfast.errors import InputError, first_line, listed, suggest
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access, refuse_texts
@@ -23,6 +23,75 @@ from holdfast.targets.trees import Trees
 CLASSIFIES = ("binary", "multi", "cross_entropy", "xentropy")
 # whether a method of this name gives probabilities
 _SAYS = {"predict_proba": True, "decision_function": False}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a model was fitted on."""
+
+    names: Sequence[str]
+    # of those that hold categories: which, in the order of the numbers that they are to the model;
+    # None: it takes them as they are
+    categories: Mapping[str, Sequence[Any] | None] = field(default_factory=dict)
+    spelled: Callable[[str], str] = str  # how the model writes the name of a column
+    framed: bool = True  # it takes a DataFrame; else an array, of places of categories
+
+    def order(self, columns: Sequence[Column]) -> list[int]:
+        """Where a table has these columns.
+
+        Raises:
+            InputError: one is missing, or holds texts that the model does not know.
+        """
+        places = {self.spelled(column.name): place for place, column in enumerate(columns)}
+        if missing := [name for name in self.names if name not in places]:
+            raise InputError(
+                f"the model was fitted on a column {missing[0]!r}, which the data lack; "
+                f"{suggest(missing[0], places)}"
+            )
+        for name in self.names:
+            column, known = columns[places[name]], self.categories.get(name)
+            if name not in self.categories and not self.framed:
+                refuse_texts([column])
+            odd = [value for value in column.values if known is not None and value not in known]
+            if odd:
+                raise InputError(
+                    f"column {column.name} holds {odd[0]!r}, a category that the model was not "
+                    f"fitted on; it knows {listed(known or (), 10)}. Leave such rows out, or "
+                    "fit it on rows that hold it."
+                )
+        return [places[name] for name in self.names]
+
+    def unnamed(self, x: np.ndarray) -> Any:
+        """Rows x [n, columns] of these columns, of numbers alone.
+
+        Raises:
+            InputError: the model takes categories by their names.
+        """
+        if self.framed and self.categories:
+            raise InputError(
+                f"the model takes categories (column {next(iter(self.categories))}), and the data "
+                "are arrays of numbers; give a table with names: a DataFrame, CSV or Parquet."
+            )
+        return table(x, self.names) if self.framed else x
+
+    def rows(self, x: np.ndarray, columns: Sequence[Column]) -> Any:
+        """Rows x [n, columns] of a table with these columns, in their order, as the model takes
+        them."""
+        columns = list(columns)
+        for i, (name, column) in enumerate(zip(self.names, columns, strict=True)):
+            known = self.categories.get(name)
+            if known is not None:
+                x[:, i] = places(column, x[:, i], known)
+                columns[i] = Column(column.name, CATEGORY, tuple(known))
+            elif name in self.categories:
+                x[:, i] = np.rint(x[:, i])
+        return frame(x, columns) if self.framed else x
+
+
+def named(names: Sequence[str]) -> Sequence[str] | None:
+    """The names of columns; None where they only count them, as libraries do without names."""
+    counted = [(f"Column_{i}", f"f{i}", str(i)) for i in range(len(names))]
+    return None if all(map(tuple.__contains__, counted, names)) else names
 
 
 class ArrayModel(Adapter):
@@ -39,7 +108,7 @@ class ArrayModel(Adapter):
         digest: bytes | None = None,
         class_labels: tuple[Any, ...] | None = None,
         numbers: str | None = None,
-        columns: Sequence[str] | None = None,
+        columns: Columns | None = None,
         trees: Callable[[], Trees] | None = None,
         network: Callable[[], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
@@ -49,7 +118,7 @@ class ArrayModel(Adapter):
         self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
-        self._digest, self._columns, self._trees = digest, columns, trees
+        self._digest, self.columns, self._trees = digest, columns, trees
         self._network = network
         # of rows of a table: where they hold the model's own columns, and all that they hold
         self._order: list[int] | None = None
@@ -76,28 +145,24 @@ class ArrayModel(Adapter):
         their order and what else there is.
 
         Raises:
-            InputError: a column that it was fitted with is missing, or it was fitted without names
-                and there are texts.
+            InputError: a column that it was fitted with is missing or holds unknown texts, or it
+                was fitted without names and there are texts.
         """
-        if self._columns is None:
+        if self.columns is None:
             refuse_texts(columns)
             return self
-        places = {column.name: place for place, column in enumerate(columns)}
-        if missing := [name for name in self._columns if name not in places]:
-            raise InputError(
-                f"the model was fitted on a column {missing[0]!r}, which the data lack; "
-                f"{suggest(missing[0], places)}"
-            )
         own = copy.copy(self)
-        own._order, own._table = [places[name] for name in self._columns], tuple(columns)
+        own._order, own._table = self.columns.order(columns), tuple(columns)
         own.shape = (len(columns),)
         return own
 
     def _rows(self, x: np.ndarray) -> Any:
         """Rows as the model takes them: a DataFrame, where it was fitted with names."""
+        if self.columns is None:
+            return x
         if self._table is None or self._order is None:
-            return table(x, self._columns)
-        return frame(x[:, self._order], [self._table[place] for place in self._order])
+            return self.columns.unnamed(x)
+        return self.columns.rows(x[:, self._order], [self._table[place] for place in self._order])
 
     def _unseen(self, error: Exception) -> str | None:
         """Which text of a column an error of the model calls an unknown category."""
@@ -156,12 +221,14 @@ def of_booster(
     objective: str,
     classifies: bool,
     labels: Sequence[Any] = (),
+    columns: Columns | None = None,
     trees: Callable[[], Trees] | None = None,
 ) -> ArrayModel:
     """Boosted trees that give logits of the classes `labels`, or, of a regression, numbers."""
-    digest = hashlib.sha256(content).digest()
+    digest, names = hashlib.sha256(content).digest(), own_labels(labels)
+    shape = (features,)
     model = ArrayModel(
-        ask, shape=(features,), digest=digest, class_labels=own_labels(labels), trees=trees
+        ask, shape=shape, digest=digest, class_labels=names, columns=columns, trees=trees
     )
     model.probabilities, model.libraries = False, (library,)
     if not classifies:

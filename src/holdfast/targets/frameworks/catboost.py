@@ -13,7 +13,7 @@ import numpy as np
 
 from holdfast.errors import InputError
 from holdfast.targets.adapter import reading
-from holdfast.targets.frameworks.arrays import ArrayModel, library, of_booster
+from holdfast.targets.frameworks.arrays import ArrayModel, Columns, library, named, of_booster
 from holdfast.targets.registry import Framework
 from holdfast.targets.trees import Nodes, Trees, read
 
@@ -30,25 +30,28 @@ def adapt(model: Any, **_: Any) -> ArrayModel:
     its numbers, and of several labels at once a logit for each.
 
     Raises:
-        InputError: it is not fitted, or takes other inputs than numbers.
+        InputError: it is not fitted, or takes texts or embeddings.
     """
     kind = type(model).__name__
     if not model.is_fitted() or not model.tree_count_:
         raise InputError(f"the {kind} has no trees; fit it first.")
-    columns = [*model.get_cat_feature_indices(), *model.get_text_feature_indices()]
-    columns += model.get_embedding_feature_indices()
-    if columns:
+    odd = [*model.get_text_feature_indices(), *model.get_embedding_feature_indices()]
+    if odd:
         raise InputError(
-            f"the {kind} takes categories, texts or embeddings (column {columns[0]}); only numbers "
-            "can change by a little, so only models of numbers are supported."
+            f"the {kind} takes whole texts or embeddings (column {odd[0]}); only numbers and "
+            "categories are supported."
         )
+    coded = dict.fromkeys(model.feature_names_[i] for i in model.get_cat_feature_indices())
+    names = model.feature_names_ if coded else named(model.feature_names_)
     options = json.loads(model.get_metadata().get("params") or "{}")
     objective = options.get("loss_function", {}).get("type", "not known")
     labels = np.asarray(model.classes_).tolist()
     classifies = bool(labels) and objective not in ("MultiLogloss", "MultiCrossEntropy")
 
     def ask(x: np.ndarray) -> np.ndarray:
-        return model.predict(x.reshape(len(x), -1), prediction_type="RawFormulaVal")
+        if isinstance(x, np.ndarray):
+            x = x.reshape(len(x), -1)
+        return model.predict(x, prediction_type="RawFormulaVal")
 
     features = len(model.feature_names_)
     return of_booster(
@@ -59,6 +62,7 @@ def adapt(model: Any, **_: Any) -> ArrayModel:
         objective,
         classifies,
         labels if classifies else (),
+        None if names is None else Columns(names, coded, framed=bool(coded)),
         lambda: _trees(_content(model), ask, features),
     )
 
@@ -72,6 +76,9 @@ def _trees(content: bytes, ask: Callable[[np.ndarray], np.ndarray], features: in
     whole, trees = json.loads(content), []
     if "oblivious_trees" not in whole:
         raise InputError("the CatBoost model has trees that are not symmetric: not supported.")
+    splits = [split for tree in whole["oblivious_trees"] for split in tree["splits"] or []]
+    if not all("float_feature_index" in split for split in splits):
+        raise InputError("the CatBoost model has splits by category, which are not supported.")
     scale, bias = whole["scale_and_bias"]
     for tree in whole["oblivious_trees"]:
         splits = tree["splits"] or []

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, listed
 from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import (
     CLASSIFIES,
     ArrayModel,
+    Columns,
     is_booster_of,
     library,
+    named,
     of_booster,
 )
 from holdfast.targets.registry import Framework
@@ -40,8 +42,33 @@ def from_booster(model: Any) -> ArrayModel:
         text.encode(),
         objective,
         classifies,
+        columns=_columns(model),
         trees=lambda: _trees(model, ask),
     )
+
+
+def _columns(model: Any) -> Columns | None:
+    """The columns of a booster that was trained with names, in which it writes _ for a blank.
+
+    Raises:
+        InputError: which of them its lists of categories belong to cannot be told.
+    """
+    names = named(model.feature_name())
+    if names is None:
+        return None
+    kinds = model.dump_model(num_iteration=1)["feature_infos"]
+    coded = [name for name in names if kinds.get(name, {}).get("values")]
+    known = model.pandas_categorical or []
+    if len(known) > len(coded):  # no tree can ask about a column of one category
+        known = [values for values in known if len(values) > 1]
+    if known and len(known) != len(coded):
+        raise InputError(
+            f"the LightGBM model has {len(known)} lists of categories for the {len(coded)} columns "
+            f"of categories that its trees can ask about ({listed(coded, 5)}); train it on these "
+            "alone."
+        )
+    categories = dict(zip(coded, known, strict=True)) if known else {}
+    return Columns(names, categories, lambda name: name.replace(" ", "_"), framed=False)
 
 
 def _trees(model: Any, ask: Callable[[np.ndarray], np.ndarray]) -> Trees:

@@ -4,7 +4,8 @@ gradients."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import digest_of, need
-from holdfast.targets.frameworks.arrays import ArrayModel, own_labels, table
+from holdfast.targets.frameworks.arrays import ArrayModel, Columns, named, own_labels, table
 from holdfast.targets.registry import Framework, of_model
 from holdfast.targets.trees import NO_TREES, Nodes, Trees, at_most, read
 
@@ -71,12 +72,17 @@ class _Hasher(NumpyHasher):
         super().save(obj)
 
 
-def _columns(model: Any) -> list[str] | None:
-    """The names of the columns that an estimator was fitted with; None where it saw none."""
+def _table(model: Any) -> Columns | None:
+    """The columns that an estimator was fitted with; None where it saw no names."""
     try:
-        return [str(name) for name in model.feature_names_in_]
+        names = named([str(name) for name in model.feature_names_in_])
     except Exception:  # noqa: BLE001  # not there, or a property that fails
         return None
+    booster = _booster(model)
+    known = None if booster is None else _adapted(booster).columns
+    if names is None or known is None:
+        return None if names is None else Columns(names)
+    return replace(known, names=names, framed=True)
 
 
 def from_estimator(
@@ -102,7 +108,8 @@ def from_estimator(
         "shape": None if features is None else (int(features),),
         "class_labels": own_labels(known or ()),
     }
-    columns = own["columns"] = _columns(model)
+    table = own["columns"] = _table(model)
+    columns = None if table is None else table.names
     own["trees"] = lambda: _trees(model, columns)
     if known is not None:
         classes = len(known)
@@ -214,19 +221,16 @@ def _affine(w: Any, b: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: F.linear(x, weight, bias.expand(len(weight)))
 
 
-def _trees(model: Any, columns: list[str] | None) -> Trees:
+def _trees(model: Any, columns: Sequence[str] | None) -> Trees:
     """The trees of a tree, of a forest, or of boosted trees, another library's among them.
 
     Raises:
         InputError: the estimator is of another kind, or has splits by category.
     """
     kind = type(model).__name__
-    if hasattr(model, "get_booster"):
-        booster = model.get_booster()
-        best = getattr(model, "best_iteration", None)  # it stopped early, and predicts with these
-        return _of_booster(booster if best is None else booster[: best + 1])
-    if hasattr(model, "booster_"):
-        return _of_booster(model.booster_)
+    booster = _booster(model)
+    if booster is not None:
+        return _adapted(booster).trees()
     if kind in ("DecisionTreeClassifier", "ExtraTreeClassifier"):
         name, scale, grown = "predict_proba", 1.0, [(model, slice(None))]
     elif kind in ("RandomForestClassifier", "ExtraTreesClassifier"):
@@ -260,11 +264,20 @@ def _trees(model: Any, columns: list[str] | None) -> Trees:
     return read(trees, ask, int(model.n_features_in_), f"the {kind}")
 
 
-def _of_booster(booster: Any) -> Trees:
+def _booster(model: Any) -> Any:
+    """The booster of another library that an estimator predicts with, or None."""
+    if hasattr(model, "get_booster"):
+        booster = model.get_booster()
+        best = getattr(model, "best_iteration", None)  # it stopped early, and predicts with these
+        return booster if best is None else booster[: best + 1]
+    return getattr(model, "booster_", None)
+
+
+def _adapted(booster: Any) -> ArrayModel:
     framework = of_model(booster)
     if framework is None:
         raise InputError(f"the trees of a {type(booster).__name__} cannot be read.")
-    return framework.adapt(booster).trees()
+    return framework.adapt(booster)
 
 
 def _nodes(tree: Any) -> tuple[np.ndarray, ...]:
@@ -280,7 +293,7 @@ def _nodes(tree: Any) -> tuple[np.ndarray, ...]:
     return feature, at_most(own["num_threshold"]), own["left"], own["right"], own["value"][:, None]
 
 
-def _decides_alike(model: Any, features: int | None, columns: list[str] | None, k: int) -> bool:
+def _decides_alike(model: Any, features: int | None, columns: Sequence[str] | None, k: int) -> bool:
     """Whether an estimator's decision function, which does not round to 0 and 1, decides as its
     probabilities do."""
     both = _both(model, features, columns)
@@ -292,7 +305,7 @@ def _decides_alike(model: Any, features: int | None, columns: list[str] | None, 
     return z.shape == (_TRIED, k) and np.array_equal(z.argmax(1), p.argmax(1))
 
 
-def _gives_odds(model: Any, features: int | None, columns: list[str] | None) -> bool:
+def _gives_odds(model: Any, features: int | None, columns: Sequence[str] | None) -> bool:
     """Whether an estimator's decision function gives the log odds of its probability of class 1."""
     z, p = _both(model, features, columns) or (np.zeros(0), np.zeros((1, 2)))
     shapes = z.shape, p.shape
@@ -300,7 +313,7 @@ def _gives_odds(model: Any, features: int | None, columns: list[str] | None) -> 
 
 
 def _both(
-    model: Any, features: int | None, columns: list[str] | None
+    model: Any, features: int | None, columns: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Decision function and probabilities of random rows, where an estimator gives both."""
     if features is None or not (

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import (
     CLASSIFIES,
     ArrayModel,
+    Columns,
     is_booster_of,
     library,
+    named,
     of_booster,
 )
 from holdfast.targets.registry import HEAD, Framework
@@ -40,8 +43,35 @@ def from_booster(model: Any) -> ArrayModel:
         bytes(model.save_raw("ubj")),
         objective,
         classifies,
+        columns=_columns(model),
         trees=lambda: _trees(model, ask),
     )
+
+
+def _columns(model: Any) -> Columns | None:
+    """The columns of a booster that was trained with names."""
+    names = named(model.feature_names or [])
+    if names is None:
+        return None
+    types = model.feature_types or [""] * len(names)
+    learner = json.loads(bytes(model.save_raw("json")))["learner"]
+    booster = learner["gradient_booster"]
+    kept = booster.get("gbtree", booster).get("model", {}).get("cats", {}).get("enc", [])
+    known = {
+        name: _values(one)
+        for name, kind, one in zip(names, types, kept or [{}] * len(names), strict=True)
+        if kind == "c" and one.get("values")
+    }
+    return Columns(names, known, framed=False)
+
+
+def _values(kept: dict[str, Any]) -> list[Any]:
+    """Categories as the model's JSON has them: numbers, or the bytes of texts one after the
+    other."""
+    if "offsets" not in kept:
+        return kept["values"]
+    content = bytes(value % 256 for value in kept["values"])
+    return [content[start:stop].decode() for start, stop in pairwise(kept["offsets"])]
 
 
 def _trees(model: Any, ask: Callable[[np.ndarray], np.ndarray]) -> Trees:

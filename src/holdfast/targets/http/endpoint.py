@@ -27,6 +27,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from holdfast.data.files import read_yaml
 from holdfast.errors import InputError, suggest
 from holdfast.threats.images import channel_axis
 
@@ -274,7 +275,7 @@ def read(path: Path) -> Endpoint:
     try:
         text = path.read_text(encoding="utf-8")
         return Endpoint.model_validate(
-            json.loads(text) if path.suffix.lower() == ".json" else _yaml(text, path)
+            json.loads(text) if path.suffix.lower() == ".json" else read_yaml(text, path, "http")
         )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
@@ -287,22 +288,6 @@ def read(path: Path) -> Endpoint:
         line = getattr(error, "lineno", None)
         raise InputError(
             f"{path} is no JSON text{f' (line {line})' if line else ''}; repair it."
-        ) from None
-
-
-def _yaml(text: str, path: Path) -> Any:
-    try:
-        import yaml
-    except ImportError:
-        raise InputError(
-            f"{path} is YAML, which needs pyyaml: pip install 'holdfast[http]'."
-        ) from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(
-            f"{path} is no YAML text{f' (line {mark.line + 1})' if mark else ''}; repair it."
         ) from None
 
 

@@ -45,7 +45,7 @@ def seen(column: np.ndarray, feature: Feature) -> str:
     if count == 1:
         return "one value"
     if feature.values:
-        return f"{count:,} values"
+        return f"{count:,} texts, which stay as they are; if free, give a scale"
     return f"{count:,} values, median {np.median(column):.6g}"
 
 
@@ -77,7 +77,8 @@ def coded(table: Any) -> tuple[np.ndarray, list[Sequence[str]]]:
 
 def _feature(name: str, column: np.ndarray, values: Sequence[str]) -> Feature:
     if values:
-        return Feature(name, "category", values=tuple(values))
+        # a step from one text to another has no size until a person gives it one
+        return Feature(name, "category", "fixed", values=tuple(values))
     low, high = float(column.min()), float(column.max())
     if low == high:
         return Feature(name, "real", "fixed", (low, high))

@@ -85,11 +85,11 @@ class Mender:
         """Legal columns near those found, or ones that still break something: [features, n]."""
         self._typed(rows)
         for _ in range(ROUNDS):
-            self._compute(rows)
+            self.compute(rows)
             clean = True
             for condition in self.conditions:
                 clean &= self._fix(condition, rows)
-            self._compute(rows)
+            self.compute(rows)
             if clean:
                 break
         return rows.found
@@ -109,7 +109,7 @@ class Mender:
             found[group] = torch.where(free, chosen, rows.start[group])
         rows.found = rows.stored(found)
 
-    def _compute(self, rows: Rows) -> None:
+    def compute(self, rows: Rows) -> None:
         """Give the features that formulas say their values, where what they are made of changed."""
         for j, formula in self.formulas:
             used = list(formula.used)

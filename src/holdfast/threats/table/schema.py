@@ -212,6 +212,25 @@ class Schema:
                 share[left] = (reached[left] + over[left]) / 2
         return found
 
+    def drafted(
+        self, x: Tensor, proposed: Tensor, size: Callable[[Tensor], Tensor], limit: Tensor
+    ) -> Tensor:
+        """Rows near the proposed ones in which the features that formulas say follow from the
+        others, as `repaired` takes and gives them; types, groups and other relations need not
+        hold, and where a formula bends the size may be somewhat larger."""
+        if x.device.type != "cpu":
+            return self.drafted(x.cpu(), proposed.cpu(), size, limit.cpu()).to(x.device)
+        start, (low, high) = x.double(), self.limits(x)
+        found, share = proposed, torch.ones_like(limit)
+        for _ in range(2):  # the second time shorter by as much as the first was too long
+            share = share * limit / size((found - start) / self.unit).maximum(limit)
+            ahead = start + share[:, None] * (proposed - start)
+            own, least, most, point = (part.T.contiguous() for part in (start, low, high, ahead))
+            rows = Rows(own, least, most, point, x.dtype)
+            self.mender.compute(rows)
+            found = rows.found.T
+        return found.to(x.dtype)
+
     def gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """Gradients g on rows x as ones on the features that others do not determine: [n,
         features]."""
@@ -238,7 +257,8 @@ class Schema:
         texts: Sequence[Sequence[str]] | None = None,
     ) -> Schema:
         """A first draft from rows x [n, features], an array of numbers or a DataFrame: types,
-        bounds and one-hot groups, as the rows show them. All may change but what has one value.
+        bounds and one-hot groups, as the rows show them. All may change but texts, and what has one
+        value.
 
         Args:
             names: of the columns; default: those of the DataFrame, or x1, x2, ...

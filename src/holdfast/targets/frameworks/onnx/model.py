@@ -208,7 +208,7 @@ def _session(
 ) -> tuple[Any, int | None]:
     """A session, and the rows that it must be given at once (None: any number)."""
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what a trial of more rows leads to is no news
     options.intra_op_num_threads = torch.get_num_threads()
     where = ["CPUExecutionProvider"]
     try:

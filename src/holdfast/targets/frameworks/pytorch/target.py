@@ -43,7 +43,7 @@ from holdfast.targets.frameworks.pytorch.outputs import (
     parts_of,
     unfit,
 )
-from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
+from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head, shifted
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import adapted_by_trial
@@ -408,7 +408,12 @@ class TorchTarget(Target):
 
     def _scored(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
-        z = self._chosen(z, n)
+        z = self._read(z, n)
+        return shifted(z, self.head.odds) if self.head.odds else z
+
+    def _read(self, z: Any, n: int) -> Tensor:
+        """The same as the model means them, whatever the threshold."""
+        one, z = is_one(z), self._chosen(z, n)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -421,8 +426,9 @@ class TorchTarget(Target):
         if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
             z = z[None]
         if self.head.truth_task is not None and z.shape[:1] in ((n,), ()):
-            form = said_by(self.model).form or Form((("", tuple(z.shape[1:])),))
-            z = self._formed(z.reshape(n, -1), form)
+            form, z = Form((("", tuple(z.shape[1:])),)), z.reshape(n, -1)
+            if one:  # else `_chosen` has noted it
+                z = self._formed(z, said_by(self.model).form or form)
             return odds(z) if chances and self.head.truth_task.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
@@ -594,7 +600,7 @@ class TorchTarget(Target):
     def _formed(self, z: Tensor, form: Form) -> Tensor:
         """Outputs z [n, k], of which the form is noted while it is found out."""
         if not self.bound:
-            self.form = form
+            self.form = replace(form, image=self.form.image, seen=self.form.seen)
         return z
 
     def _find_sides(self) -> None:
