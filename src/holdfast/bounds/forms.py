@@ -105,7 +105,7 @@ def _gated(write: Write, a: At, b: At) -> tuple[Rule, At] | None:
         own, given = write.lines(a), write.lines(x)
         for x in own.keys() & given.keys() if name else ():
             (scale, own_at_0), (inner, at_0) = own[x], given[x]
-            if own_at_0 == at_0 == 0 and abs(scale) * (abs(outer) + abs(shift)) <= 1 + 1e-6:
+            if own_at_0 == at_0 == 0 and abs(scale) * (abs(outer) + abs(shift)) <= 2 + 1e-6:
                 return gate(name, scale * outer, inner, scale * shift), x
     return None
 

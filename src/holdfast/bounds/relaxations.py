@@ -279,13 +279,13 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 
 def gate(name: str, outer: float, inner: float, shift: float) -> Rule:
     """x * (outer * f(inner * x) + shift), where that is no steeper than a few x: |outer| + |shift|
-    is at most 1."""
+    is at most 2."""
     if (name, outer, inner, shift) == ("sigmoid", 1.0, 1.0, 0.0):
         return RULES["silu"]()
     if name != "sigmoid" and inner < 0:  # f is odd
         outer, inner = -outer, -inner
     f, steep, bend = GATES[name]
-    usual = max(abs(2 * outer - 1), abs(2 * shift - 1), abs(inner - 0.5**0.5)) < 1e-6
+    usual = outer > 0 and max(abs(outer - shift), abs(inner - 0.5**0.5)) < 1e-6
     return Smooth(
         lambda x: x * (outer * f(inner * x) + shift),
         steep * abs(outer) + abs(shift),
