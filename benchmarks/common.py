@@ -121,15 +121,20 @@ def _messages(rows: list[Any]) -> list[Any]:
     return rows
 
 
-def case(name: str, *choice: str) -> Any:
-    """What the loader of a shared case gives: a model, or arrays."""
+def loader(name: str) -> Any:
+    """The module that loads a shared case."""
     folder = need(CASES / name)
     found = importlib.util.spec_from_file_location(name, folder / "load.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    return module.load(*choice)
+    return module
+
+
+def case(name: str, *choice: str) -> Any:
+    """What the loader of a shared case gives: a model, or arrays."""
+    return loader(name).load(*choice)
 
 
 def mnist_train(n: int, folder: Path = CASES / "data_mnist") -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from holdfast.attacks import (
     run,
 )
 from holdfast.cli import listing
-from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST, TABLES, TREES
+from holdfast.evaluation.protocols import BLACK_BOX, OF_TASK, PROTOCOLS, SMALLEST, TABLES, TREES
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.target import Access
 
@@ -153,6 +153,11 @@ def attacks() -> str:
                 "Of the rows of a table, where the target is a forest or boosted trees, in linf: "
                 f"`{TREES}` before these.\n"
             )
+        for task, others in OF_TASK.items():
+            if listed := "; ".join(f"`{t}`" for t in others.get(name, ())):
+                parts.append(
+                    f"Of a {task}, where the target gives gradients, in linf and l2: {listed}.\n"
+                )
         for access, others in SMALLEST.items():
             rows = "\n".join(
                 f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"

@@ -259,6 +259,24 @@ def test_proofs_that_do_not_exist_are_refused_in_a_sentence() -> None:
         margins(net, X, Y[:1], "linf(0.1)")
 
 
+@pytest.mark.parametrize("y", [-1, CLASSES])
+def test_a_class_that_there_is_not_is_refused_in_a_sentence(y: int) -> None:
+    with pytest.raises(InputError, match=f"y has the class {y}, but the network has {CLASSES} sc"):
+        margins(network("dense", 0), X, torch.tensor([0, y]), "linf(0.1)")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
+def test_normalised_weights_are_followed_after_a_step_too(norm: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), norm(nn.Linear(32, 6)), nn.ReLU(), nn.Linear(6, CLASSES))
+    net(X).sum().backward()
+    found = margins(net, X, Y, "linf(0.01)")
+    assert not found.reason
+    assert torch.allclose(trace(net, X[:1])(X), net.eval()(X).double(), atol=1e-5)
+
+
 def test_only_the_class_of_a_targeted_threat_counts() -> None:
     net = network("dense", 3)
     y = net(X).argmax(1)

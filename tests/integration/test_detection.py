@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from helpers.cases import case
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import holdfast
+from holdfast.cli.main import app
 from holdfast.data import from_arrays
+from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.verify import verify
 from holdfast.runs import detection as figures
 from holdfast.targets.preprocess import BGR
@@ -77,6 +81,20 @@ def test_a_linear_detector_loses_what_eps_can_lower(lose: str, attack: str, tmp_
         count = gone[lost].sum() / there.sum()
         assert shares["objects lost, of those found clean"].attacked == pytest.approx(count)
     assert verify(run.folder, target, from_arrays(x, y)) == []
+
+
+def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
+    x, y, _ = scene()
+    how: Any = {"attacks": ["apgd(steps=20)"]}
+    whole = holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", **how)
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part, rows in zip(parts, ((0, 3), (3, 8)), strict=True):
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", samples=rows, out=part, **how)
+    merged = holdfast.merge(parts, tmp_path / "whole")
+    assert repr(merged.samples.to_pydict()) == repr(whole.samples.to_pydict())  # NaN too
+    assert merged.metrics.of_task == whole.metrics.of_task
+    with pytest.raises(SpecError, match="curve"):
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", curve=[0.05], **how)
 
 
 def test_ghosts_appear_where_cells_can_be_lifted() -> None:
@@ -160,3 +178,93 @@ def test_fastestdet_answers_as_it_is_known_to(cases: Path) -> None:
         rows = figures.boxes(answer, 0.5)
         mine = rows[:, [2, 3, 4, 5, 1, 0]]
         np.testing.assert_allclose(mine, expected[name], atol=1e-3)
+
+
+def refused(y: np.ndarray, match: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        holdfast.evaluate(
+            linear(head=HEAD, **options), (scene()[0], y), "linf(0.1)", attacks=["apgd(steps=2)"]
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_boxes_of_another_convention_are_noticed() -> None:
+    y = scene()[1]
+    there = y[..., 0] >= 0
+    refused(np.where(there[..., None], y - [0, 0, 0, *y[0, 0, 1:3]], y)[:, :, :4], r"n, m, 5")
+    sized = y.copy()
+    sized[..., 3:] -= sized[..., 1:3]
+    refused(sized, "x, y, width, height")
+    refused(np.where(there[..., None], y / [1, 16, 16, 16, 16], y), "pixels")
+    later = y.copy()
+    later[there, 0] = 1
+    refused(later, "class")
+    refused(np.where(np.arange(len(y))[:, None, None] == 3, -1.0, y), "row 3 .* no object")
+    wide = y.copy()
+    wide[there, 1:] *= 40
+    refused(wide, "out of an image")
+
+
+def test_boxes_that_only_the_model_can_tell_are_noticed_too() -> None:
+    x, y, _ = scene()
+    # corners of the right order, but the width and height of boxes at the left upper corner
+    y[..., 1:] = np.where(y[..., :1] >= 0, [0, 0, 8, 8], -1)
+    x, y = np.repeat(x[:1], 6, 0), np.repeat(y[:1], 6, 0)
+    y[:, 1:] = -1
+    y[:, 0] = [0, 4, 4, 8, 8]  # the cell's center and size
+    target = linear(head=HEAD)
+    with pytest.raises(InputError, match="center x, center y"):
+        holdfast.evaluate(target, (x, y), "linf(0.1)", attacks=["apgd(steps=2)"])
+
+
+def test_a_run_folder_does_not_say_what_code_is_run(tmp_path: Path) -> None:
+    x, y, _ = scene()
+    np.savez(tmp_path / "scene.npz", x=x, y=y)
+    (tmp_path / "cells.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_detection import Cells, read\n"
+    )
+    model, task = [f"{tmp_path}/cells.py:Cells", tmp_path / "scene.npz"], "detection(head={!r})"
+    said = ["--task", task.format(f"{tmp_path}/cells.py:read")]
+    out = tmp_path / "run"
+    done = command(
+        "evaluate", *model, *said, "--threat", "linf(0.1)", "--protocol", "quick", "--out", out
+    )
+    assert done.exit_code == 0, done.output
+    assert "Right means that of the objects found without an attack each" in done.stdout.replace(
+        "\n", " "
+    )
+    assert command("verify", out, *model, *said).exit_code == 0
+    assert command("verify", out, *model).exit_code == 2
+
+
+def command(*args: object) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("kind", "file", "side", "eps", "steps"),
+    [
+        ("fastestdet_coco", "FastestDet.onnx", 352, "1/255", ["bgr"]),
+        ("yunet_face", "yunet_n_320_320.onnx", 320, "1.5/255", ["bgr", "normalize(0, 1/255)"]),
+    ],
+)
+def test_one_line_leaves_no_labelled_object(
+    kind: str, file: str, side: int, eps: str, steps: list[str], cases: Path, tmp_path: Path
+) -> None:
+    x, y, _ = photographs(cases, side, kind)
+    np.savez(tmp_path / "photographs.npz", x=x, y=y)
+    model = [cases / f"onnx_{kind}" / file, tmp_path / "photographs.npz"]
+    first = [word for step in steps for word in ("--preprocess", step)]
+    out = tmp_path / "run"
+    done = command(
+        "evaluate", *model, *first, "--threat", f"linf({eps})", "--task", "detection()",
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["metrics"]["of_task"]["objects found"]
+    assert found["clean"] >= 5 / 6 - 1e-9
+    assert found["attacked"] == 0
+    assert command("verify", out, *model, *first).exit_code == 0

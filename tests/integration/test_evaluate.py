@@ -349,7 +349,7 @@ def test_a_chunk_that_time_did_not_reach_is_skipped_whole() -> None:
 
 
 def test_a_protocol_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0] * 3)  # asked before the first unit, and around it
+    ticks = iter([0.0] * 4)  # asked before the first unit, around it and after its first step
     clock = SimpleNamespace(monotonic=lambda: next(ticks, float("inf")))
     monkeypatch.setattr(sys.modules["holdfast.evaluation.chunk"], "time", clock)
     run = measure(max_seconds=1000, epsilons=(0.04,))

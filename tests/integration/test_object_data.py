@@ -294,6 +294,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Source], str]] = {
     "corners in YOLO": (line("3 0.6 0.6 0.9 0.95"), "where YOLO has the middle"),
     "confidence": (line("3 0.5 0.5 0.2 0.2 0.9"), r"is '3 0.5 .*expected a class"),
     "words": (line("cat 0.5 0.5 0.2 0.2"), "is 'cat"),
+    "an endless class": (line("1e400 0.5 0.5 0.2 0.2"), "is '1e400"),
+    "no class": (line("nan 0.5 0.5 0.2 0.2"), "is 'nan"),
+    "no file": (lambda home: open_data(home / "data.yaml"), "there is no file"),
+    "an endless box": (
+        edited(lambda c: c["annotations"][0].update(bbox=[0, 0, 10**400, 2])),
+        "OverflowError",
+    ),
     "no such class": (line("10 0.5 0.5 0.2 0.2"), r"the class 10, but data.yaml names 10 classes"),
     "half a class": (line("1.5 0.5 0.5 0.2 0.2"), "its class, in front, is no whole number"),
     "no labels": (without_labels, r"no label for any of the 6 images"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import parse
 from holdfast.attacks.attack import run
+from holdfast.attacks.score import genetic
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.targets import TorchTarget
@@ -145,6 +146,17 @@ def test_attacks_find_legal_rows_whatever_rows_are_with_them(text: str) -> None:
     assert torch.equal(some.forwards, whole.forwards[at])
 
 
+def test_rows_are_bred_in_parts_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, target, found = rows(7), target_of(Net()), []
+    y, threat, ids = target.labels(x), Threat.l2(EPS, schema=SCHEMA_OBJECT), torch.arange(7)
+    attack = parse("genetic(steps=2, population=4)")
+    for most in (genetic.MOST, 1, 3 * 4 * 12):  # all rows, one, three at once
+        monkeypatch.setattr(genetic, "MOST", most)
+        found.append(run(attack, target, x, y, threat, ids=ids).best)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 LINEAR = Schema.parse("""
 [features]
 a = { bounds = [0, 10] }
@@ -175,9 +187,8 @@ def best_margin(x: Tensor, y: Tensor, eps: float) -> float:
     high = torch.minimum(high, x.double() + eps * LINEAR.unit).numpy()
     total = optimize.LinearConstraint([[1, 1, 1, -1, 0]], -math.inf, 12)
     weights = side * WEIGHTS.numpy()
-    found = optimize.milp(
-        -weights, integrality=[0, 0, 1, 1, 0], bounds=optimize.Bounds(low, high), constraints=total
-    )
+    box = optimize.Bounds(low, high)  # pyright: ignore[reportArgumentType]
+    found = optimize.milp(-weights, integrality=[0, 0, 1, 1, 0], bounds=box, constraints=total)
     return float(weights @ found.x - side * 6.5)
 
 
@@ -203,6 +214,39 @@ def test_what_attacks_find_on_a_linear_model_is_what_a_milp_finds() -> None:
     assert 9 < climbed.sum() >= 0.9 * evolved.sum()
     assert not (broken("genetic(steps=5)", 0.06) & ~evolved).any()
     assert not (broken("capgd(steps=5)", 0.06) & ~climbed).any()
+
+
+def test_l1_with_scales_of_costs_is_a_budget_of_cost() -> None:
+    """Against a linear program over what is added and what is taken of each feature."""
+    cost, weights = torch.tensor([0.5, 2.0, 0.25]), torch.tensor([0.3, 0.9, -0.2])
+    features = [
+        Feature(name, bounds=(0, 10), scale=float(1 / c))
+        for name, c in zip("abc", cost, strict=True)
+    ]
+    schema = Schema(features, relations={"order": "a <= b + 4"})
+    net = nn.Linear(3, 2)
+    net.weight.data, net.bias.data = torch.stack([-weights, weights]), torch.tensor([5.0, -5.0])
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(4)) * 10
+    x = x[schema.legal(x, x)]
+    target = TorchTarget(net.eval(), bounds=Bounds.of(schema.extent))
+    target.bind((3,))
+    y, threat = target.labels(x), Threat.l1(2, schema=schema)
+    gain = torch.zeros(len(x))
+    for i, (row, label) in enumerate(zip(x.double(), y.tolist(), strict=True)):
+        slope = (1 - 2 * label) * weights.double()
+        spent = torch.cat([cost, cost])[None].numpy()
+        order = torch.tensor([[1.0, -1, 0, -1, 1, 0]]).numpy()
+        moves = optimize.linprog(
+            -torch.cat([slope, -slope]).numpy(),
+            A_ub=[*spent, *order],
+            b_ub=[2, float(4 + row[1] - row[0])],
+            bounds=[*((0, 10 - float(v)) for v in row), *((0, float(v)) for v in row)],
+        )
+        gain[i] = -moves.fun + (1 - 2 * label) * (float(row @ weights.double()) - 5)
+    assert float(gain.abs().min()) > 5e-3
+    found = run(parse("genetic(steps=20)"), target, x, y, threat, ids=torch.arange(len(x)))
+    assert torch.equal(found.broken, gain > 0)
+    assert 4 < found.broken.sum() < len(x)
 
 
 def test_a_schema_round_trips() -> None:

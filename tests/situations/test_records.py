@@ -17,6 +17,7 @@ from holdfast.errors import InputError
 from holdfast.evaluation import chunk
 from holdfast.runs import journal, store
 from holdfast.runs.run import Run
+from holdfast.targets import TorchTarget
 from holdfast.training.state import restored, stored
 
 
@@ -139,6 +140,41 @@ def test_a_run_that_time_cut_goes_on_to_the_same_end(
     assert end.metrics == store.read_manifest(known).metrics
     assert sorted(p.name for p in end.folder.iterdir()) == sorted(p.name for p in known.iterdir())
     assert same(measure(tmp_path / "run", resume=True), known)
+
+
+def test_a_run_that_would_last_too_long_takes_fewer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial on a chunk may last far beyond --max-seconds: it takes the rows for which there is
+    time, the others are skipped, and --resume ends where a run without a limit does."""
+    clock, ask, limit = [0.0], TorchTarget._forward, 150
+
+    def slow(self: TorchTarget, x: Any, *model: Any) -> torch.Tensor:
+        clock[0] += len(x)  # a second for each row
+        return ask(self, x, *model)
+
+    def cut(**more: Any) -> Run:
+        return measure(tmp_path / "run", attacks=["pgd(steps=40, restarts=2)"], **more)
+
+    skipped = []
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchTarget, "_forward", slow)
+        for name in ("chunk", "evaluate", "estimate"):
+            patch.setattr(
+                f"holdfast.evaluation.{name}.time", SimpleNamespace(monotonic=lambda: clock[0])
+            )
+        for number in range(8):
+            began = clock[0]
+            run = cut(max_seconds=limit, resume=number > 0)
+            # the last row that was begun, and the judge of all, come on top
+            assert clock[0] - began <= limit + 120
+            assert found(run.folder) == []
+            skipped.append(run.metrics.counts["skipped"])
+    assert skipped == sorted(skipped, reverse=True)
+    assert any(count % 5 for count in skipped)
+    assert run.unfinished
+    whole = measure(tmp_path / "whole", attacks=["pgd(steps=40, restarts=2)"])
+    assert same(cut(resume=True), whole.folder)
 
 
 def test_the_terminal_says_how_a_cut_run_goes_on(

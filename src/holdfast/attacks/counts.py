@@ -109,13 +109,16 @@ class Counts:
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
             hit &= size <= self.result.limit[self.rows[rows]]
-        claimed = hit.clone()
-        if again is not None and bool(hit.any()):
+        claimed, margin = hit.clone(), self._margin(rows, z)
+        asked = hit
+        if self.deeper and margin is not None:  # others change nothing
+            asked = hit & (margin < self.result.margin[self.rows[rows]])
+        if again is not None and bool(asked.any()):
             z = z.clone()
-            z[hit] = again(rows[hit], x[hit]).to(z.dtype)
-            self.result.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
+            z[asked] = again(rows[asked], x[asked]).to(z.dtype)
+            self.result.charge(self.rows[rows[asked]], forwards=self.target.cost.forwards)
             hit &= self._reached(rows, z) & self._given(z)
-        margin = self._margin(rows, z)
+            margin = self._margin(rows, z)
         if margin is not None and again is not None and self.target.gradients.substitute:
             margin = margin.where(claimed, torch.inf)  # it says nothing of the model under test
         self._settle(rows, x, hit, margin)

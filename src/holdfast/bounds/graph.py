@@ -249,13 +249,21 @@ def _needed(nodes: list[Node]) -> list[Node]:
 
 def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
-        network = copy.deepcopy(network).eval().requires_grad_(False)
+        network = _copied(network).eval().requires_grad_(False)
         with _silent():
             return torch.export.export(network, (example,))
     except Exception as error:  # noqa: BLE001  # whatever torch or the network raise
         raise unsupported(
             f"torch.export cannot write the network down ({first_line(error)})"
         ) from None
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, also of layers that keep a result with a graph, such as the weight of `weight_norm`
+    after a step of training, which Python's copy refuses."""
+    kept = [value for part in network.modules() for value in vars(part).values()]
+    kept = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in kept})
 
 
 @contextmanager

@@ -90,16 +90,30 @@ def margins(
         check_threat(threat)
         check_no_schema(threat)
         graph = network if isinstance(network, Graph) else trace(network, x[:1])
+    except Exception as error:  # noqa: BLE001  # of a threat, or of a network
+        return _nothing(len(x), method, error)
+    classes = graph.nodes[-1].shape[1]
+    wrong = y[(y < 0) | (y >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"y has the class {int(wrong[0])}, but the network has {classes} scores; expected 0 to "
+            f"{classes - 1}."
+        )
+    try:
         size = max(1, AT_ONCE // graph.largest)
         found = [
             Bounded(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds).climb(method)
             for at in torch.arange(len(x)).split(size)
         ]
     except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
-        nothing = torch.full((len(x), 1), torch.nan, dtype=torch.float64)
-        return Margins(nothing, nothing, method, first_line(error))
+        return _nothing(len(x), method, error)
     lower, rounding = ([getattr(one, name) for one in found] for name in ("lower", "rounding"))
     return Margins(torch.cat(lower), torch.cat(rounding), method)
+
+
+def _nothing(n: int, method: str, error: Exception) -> Margins:
+    nothing = torch.full((n, 1), torch.nan, dtype=torch.float64)
+    return Margins(nothing, nothing, method, first_line(error))
 
 
 def check_threat(threat: Threat) -> None:
@@ -123,18 +137,18 @@ class Bounded:
     """
 
     def __init__(self, graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds) -> None:
-        self.rows = Rows(graph, region(x, threat, bounds), y, torch.finfo(x.dtype).eps / 2)
-        self.inside = bounds.inside(x)
-        self.aims: Tensor | None = None
+        aims = None
         if isinstance(threat.goal, Targeted):
-            self.aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+            aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+        unit = torch.finfo(x.dtype).eps / 2
+        self.rows = Rows(graph, region(x, threat, bounds), y, unit, aims)
+        self.inside = bounds.inside(x)
         self.ran = 0
 
     def at(self, rows: Tensor) -> Bounded:
         """These rows alone, with what is known of them."""
         part = copy(self)
         part.rows, part.inside = self.rows.at(rows), self.inside[rows]
-        part.aims = None if self.aims is None else self.aims[rows]
         return part
 
     def climb(self, method: str) -> Margins:
@@ -146,9 +160,6 @@ class Bounded:
         lower = self.rows.lower
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)
         lower = torch.where(self.inside[:, None], lower, torch.nan)
-        if self.aims is not None:
-            k = torch.arange(lower.shape[1], device=lower.device)
-            lower = torch.where(k == self.aims[:, None], lower, torch.inf)
         return Margins(lower, rounding, method)
 
 

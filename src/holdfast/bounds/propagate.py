@@ -39,11 +39,19 @@ class Rows:
     `noise` from what real arithmetic makes of the same arguments.
 
     intervals: a pair lo <= hi, [n, *node.shape] each, for every node, of both.
-    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself.
+    lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself, and
+        for all but the classes that are aimed at, [n], where some are.
     rounded: the same of the network that rounds.
     """
 
-    def __init__(self, graph: Graph, region: Region, y: Tensor, unit: float = 0.0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        y: Tensor,
+        unit: float = 0.0,
+        aims: Tensor | None = None,
+    ) -> None:
         self.graph = graph
         self.region = region
         self.y = y
@@ -54,7 +62,12 @@ class Rows:
             self.intervals.append(self._forward(i, node))
         self.lines: dict[int, Lines] = {}
         self.sums: dict[int, Tensor] = {}  # lo + hi where CROWN alone says them
-        self.lower = torch.full_like(self.intervals[-1][0][:, 0], -torch.inf)
+        scores = self.intervals[-1][0][:, 0]
+        every = torch.arange(scores.shape[1], device=y.device)
+        free = every == y[:, None]
+        if aims is not None:
+            free = free | (every != aims[:, None])
+        self.lower = torch.full_like(scores, -torch.inf).masked_fill(free, torch.inf)
         self.rounded = self.lower
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Rows:
@@ -264,16 +277,14 @@ class Rows:
 
     def _keep(self, *, through: bool = True) -> None:
         """Bound all margins, and keep what is better."""
-        every = torch.ones_like(self.left).scatter(1, self.y[:, None], False)
-        rows, classes = every.nonzero(as_tuple=True)
+        rows, classes = (self.lower < torch.inf).nonzero(as_tuple=True)
         found = [
             self.backward(
                 self.last, rows[at], self._margins(rows[at], classes[at]), through=through
             )
             for at in self._in_parts(rows)
         ]
-        self.lower = self.lower.scatter(1, self.y[:, None], torch.inf)
-        self.rounded = self.rounded.scatter(1, self.y[:, None], torch.inf)
+        self.lower, self.rounded = self.lower.clone(), self.rounded.clone()
         self._raise(rows, classes, torch.cat(found, 1))
 
     def _raise(self, rows: Tensor, classes: Tensor, found: Tensor) -> None:

@@ -282,6 +282,8 @@ def gate(name: str, outer: float, inner: float, shift: float) -> Rule:
     is at most 1."""
     if (name, outer, inner, shift) == ("sigmoid", 1.0, 1.0, 0.0):
         return RULES["silu"]()
+    if name != "sigmoid" and inner < 0:  # f is odd
+        outer, inner = -outer, -inner
     f, steep, bend = GATES[name]
     usual = max(abs(2 * outer - 1), abs(2 * shift - 1), abs(inner - 0.5**0.5)) < 1e-6
     return Smooth(

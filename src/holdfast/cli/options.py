@@ -294,7 +294,8 @@ def open_target(
     task: Annotated[
         str | None,
         about_model(
-            help='What the head means: classes, multilabel or "regression(tolerance=0.1)".',
+            help='What the head means: classes, multilabel, "regression(tolerance=0.1)" or '
+            '"detection(iou=0.5, score=0.5)".',
             metavar="TASK",
         ),
     ] = None,

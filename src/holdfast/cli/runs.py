@@ -37,6 +37,7 @@ def verify(
     from holdfast.reporting.words import percent, printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
+    from holdfast.tasks import runs_code
 
     (manifest, _), limits = open_manifest(run), read_limits(run)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
@@ -49,6 +50,11 @@ def verify(
     rows = suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
+    if how["task"] is None and runs_code(said.task):
+        raise InputError(
+            f"the boxes of {run} were read by a function of one's own, as {said.task} says; give "
+            "it with --task, for nothing in a folder may say what code is run."
+        )
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws, "threshold": said.threshold}
     target = options.open_target(model, source, box, **as_then | _given(how))

@@ -18,6 +18,7 @@ from holdfast.data.layouts import coco_file
 from holdfast.data.source import HELD
 from holdfast.errors import InputError, first_line, listed
 
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 _EXPECTED = (
     "expected COCO's images (id, file_name), annotations (image_id, category_id, bbox) and "
     "categories (id, name)"
@@ -59,7 +60,7 @@ def open_coco(
     file = coco_file(path, split) if path.is_dir() else path
     try:
         said = _read(json.loads(read_whole(file, HELD)))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _DAMAGE as error:
         seen = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{file} cannot be read ({seen}); {_EXPECTED}.") from None
     if not said.images:

@@ -12,6 +12,7 @@ from holdfast.data.images import ENDINGS, Picture, Resizing
 from holdfast.data.layouts import pair
 from holdfast.errors import InputError
 
+_MOST = 1_000_000  # classes
 _LINE = "a class and the fractions x, y (the middle), width and height in 0 to 1"
 
 
@@ -29,6 +30,7 @@ def open_yolo(path: Path, name: str, split: str, scale: bool, resizing: Resizing
         InputError: no images or labels, lines of another form, pixels, or a class that data.yaml
             does not have.
     """
+    path.stat()  # raises where it is not there
     folder = path if path.is_dir() else path.parent
     images, labels = pair(folder, "labels", split)
     paths = files_of(images, "images")
@@ -85,7 +87,8 @@ def _read(file: Path) -> np.ndarray:
             values = np.array(line.split(), np.float64)
         except ValueError:
             values = np.empty(0)
-        if not (len(values) == 5 or (len(values) >= 7 and len(values) % 2)):
+        fits = len(values) == 5 or (len(values) >= 7 and len(values) % 2)
+        if not fits or not abs(values[0]) < _MOST:
             raise InputError(f"line {i} of {file} is {line.strip()[:60]!r}; expected {_LINE}.")
         if not (np.abs(values[1:]) <= 1.01).all():
             raise InputError(
@@ -105,7 +108,7 @@ def _names(path: Path, folder: Path) -> tuple[str, ...]:
     file = path if path.is_file() else folder / "data.yaml"
     if not file.is_file():
         return ()
-    content = read_yaml(file.read_text(encoding="utf-8"), file, "detection")
+    content = read_yaml(file.read_text(encoding="utf-8", errors="replace"), file, "detection")
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[i] for i in range(len(names))]

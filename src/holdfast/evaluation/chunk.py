@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -154,6 +154,7 @@ class ChunkState:
     missed: set[float] = field(
         default_factory=set
     )  # eps at which time ran out before every unit was run
+    reached: int = 0  # the first row for which there was no time for the first unit
 
     @property
     def x(self) -> Tensor:
@@ -195,9 +196,25 @@ class ChunkState:
             self.broken_by[rows[fresh]] = unit.trial
             self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
             self.failed[rows] |= new["outcome"] == Outcome.FAILED
-        for name, count in self.counts.items():
-            count[rows] += new[name]
+        for name, counted in self.counts.items():
+            counted[rows] += new[name]
         return int(fresh.sum())
+
+    def pay(
+        self, unit: Unit, rows: Tensor, record: dict[str, np.ndarray], seconds: float, broken: int
+    ) -> None:
+        """Add what one run on `rows` cost, and how many of them it was the first to break."""
+        key = (unit.eps, unit.trial, unit.restart)
+        attacked, before, spent = self.costs.get(key, (0, 0, Costs()))
+        paid = Costs(
+            forwards=spent.forwards + int(record["forwards"].sum()),
+            backwards=spent.backwards + int(record["backwards"].sum()),
+            queries=spent.queries + int(record["queries"].sum()),
+            seconds=spent.seconds + seconds,
+        )
+        # a later aim takes no row that the first did not
+        new = len(rows) if unit.rank < 2 else 0
+        self.costs[key] = (attacked + new, before + broken, paid)
 
 
 def search(
@@ -222,31 +239,61 @@ def search(
         if (share := settings.trials[unit.trial].max_margin) < 1:
             # without scores there are no margins, and no row is left out
             open_ &= ~(state.lowest > share * clean)
-        at = open_.nonzero()[:, 0]
-        place = f"{name}-{number:04d}"
-        if (stored := journal.find(place)) is not None:
+        left = open_.nonzero()[:, 0]
+        place, part = f"{name}-{number:04d}", (number / len(units), 1 / len(units))
+        for at, record, seconds in _runs(settings, journal, place, unit, state, left, part):
+            state.pay(unit, at, record, seconds, state.fold(at, record, unit, own, settings))
+            left = left[~torch.isin(left, at)]
+            if not number:
+                state.reached = int(left[0]) if len(left) else len(y)
+    return state
+
+
+def _runs(
+    settings: SearchSettings,
+    journal: Journal,
+    place: str,
+    unit: Unit,
+    state: ChunkState,
+    left: Tensor,
+    part: tuple[float, float],
+) -> Iterator[tuple[Tensor, dict[str, np.ndarray], float]]:
+    """A unit on the rows `left`: which of them, what was found, and the seconds; in one run, or in
+    several where that one would last beyond the deadline. They are the journal's, or made."""
+    for number in count():
+        record_of = f"{place}-{number}" if number else place
+        if (stored := journal.find(record_of)) is not None:
             record, seconds = stored[0], float(stored[1]["seconds"])
             at = torch.from_numpy(record.pop("at"))
         elif time.monotonic() > settings.deadline:
             state.missed.add(unit.eps)
-            continue
+            return
         else:
-            record, seconds = _attack(
-                settings, unit, state, at, number / len(units), 1 / len(units)
-            )
-            journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
-        broken = state.fold(at, record, unit, own, settings)
-        key = (unit.eps, unit.trial, unit.restart)
-        attacked, before, spent = state.costs.get(key, (len(at), 0, Costs()))
-        paid = Costs(
-            forwards=spent.forwards + int(record["forwards"].sum()),
-            backwards=spent.backwards + int(record["backwards"].sum()),
-            queries=spent.queries + int(record["queries"].sum()),
-            seconds=spent.seconds + seconds,
-        )
-        # a later aim takes no row that the first did not
-        state.costs[key] = (attacked, before + broken, paid)
-    return state
+            at, record, seconds = _in_time(settings, unit, state, left, part)
+            journal.write(record_of, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
+        yield at, record, seconds
+        left = left[~torch.isin(left, at)]
+        if not len(left):
+            return
+
+
+def _in_time(
+    settings: SearchSettings, unit: Unit, state: ChunkState, at: Tensor, part: tuple[float, float]
+) -> tuple[Tensor, dict[str, np.ndarray], float]:
+    """One run, on the first of the rows for which there is time; at least on one."""
+    while True:
+        try:
+            return at, *_attack(settings, unit, state, at, *part)
+        except _TooLong as long:
+            at = at[: max(1, int(long.share * len(at)))]
+
+
+class _TooLong(Exception):
+    """A run would last beyond the deadline."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share  # of its rows, below 1, that there is time for
 
 
 @dataclass(frozen=True)
@@ -316,9 +363,9 @@ def _status(
     status[~settings.threat.accepts(state.x).numpy()] = "skipped"  # no row of the table itself
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    # no unit was run
-    if settings.trials and not state.costs and bool(state.asked.any()):
-        status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
+    if settings.trials and bool(state.asked.any()):
+        # all from there on, or the wrong ones alone would weigh in
+        status[state.reached :] = "skipped"
     return status
 
 
@@ -472,7 +519,15 @@ def _attack(
     """One run, as a record for the journal: what it found and counted, and the inputs of the rows
     that met the goal."""
     trial = settings.trials[unit.trial]
-    started = time.monotonic()
+    started, steps = time.monotonic(), trial.attack.steps
+
+    def on_step(t: int, live: int) -> None:
+        settings.on_step(done + share * t / steps, repr(trial), live)
+        if t == 1 and steps > 1 and len(at) > 1 and math.isfinite(settings.deadline):
+            there, due = settings.deadline - started, steps * (time.monotonic() - started)
+            if due > there:
+                raise _TooLong(min(max(there, 0) / due, 0.9))
+
     result = run(
         trial.attack,
         settings.gradient_sources(trial.gradient),
@@ -488,9 +543,7 @@ def _attack(
         budget=None if settings.budget is None else settings.budget - state.counts["forwards"][at],
         stop=trial.attack.bounded or not settings.smallest,
         pool=settings.gradient_sources.images(trial.attack),
-        on_step=lambda t, live: settings.on_step(
-            done + share * t / trial.attack.steps, repr(trial), live
-        ),
+        on_step=on_step,
     )
     record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
     record["kept"] = record["size"].isfinite() | settings.keeps(unit.eps)

@@ -190,7 +190,7 @@ def _lists(
         if a.name.lower() == manifest.model.access or (substitute and a == Access.GRADIENTS)
     ]
     known = [
-        protocols.asked(name, threat, access, drawn=drawn, trees=trees)
+        protocols.asked(name, threat, access, drawn=drawn, trees=trees, task=manifest.model.task)
         for access in given
         if threat.bounded or protocols.seeks_smallest(name, threat.norm.name, access)
     ]

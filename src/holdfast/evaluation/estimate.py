@@ -33,6 +33,7 @@ ROWS = 128  # that the forecast is made on; on all of them the longest of the sh
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
 FEW = 16  # rows of the short runs
 SHORT = (2, 4, 8)  # their steps
+SHARE = 0.1  # of the time that is left, what the forecast may take, where time is limited
 # from this power of the steps on, the cost of a run is taken to grow faster than they do
 BEND = 1.3
 
@@ -75,6 +76,11 @@ class Bill:
     passes: float = 0.0  # of all rows
     seconds: float = 0.0
     prices: dict[str, Price] = field(default_factory=dict)
+    until: float = math.inf  # of time.monotonic, when the forecast itself begins nothing new
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether there is time to try what takes so long."""
+        return time.monotonic() + seconds <= self.until
 
     def add(self, price: Price, rows: float) -> None:
         """A whole run on so many rows."""
@@ -100,8 +106,8 @@ def forecast(
             before them.
     """
     start, stop = part
-    n = stop - start
-    bill = Bill(n, len(chunks(part, source.shape)))
+    n, time_left = stop - start, settings.deadline - time.monotonic()
+    bill = Bill(n, len(chunks(part, source.shape)), until=time.monotonic() + SHARE * time_left)
     looked = min(n, ROWS)
     rows = clean_rows(
         settings.target, source, settings.threat, start, start + looked, settings.seed
@@ -140,7 +146,7 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
         if eps < own:
             live &= size <= settings.limit(larger[eps])
         weight = bill.n * rows.share / m
-        if begun or trial is not first:
+        if begun or trial is not first or not bill.lasts(price.seconds(m, 1)):
             bill.add(price, weight * float((live & ~(left > trial.max_margin)).sum()))
             continue
         at, begun = live.nonzero()[:, 0], True
@@ -199,15 +205,19 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
 
     few, many = min(FEW, len(rows.y)), len(rows.y)
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
-    costs = [short(s, few) for s in steps]
+    costs = [short(steps[0], few)]
+    while len(costs) < len(steps) and bill.lasts(2 * costs[-1][1]):
+        costs.append(short(steps[len(costs)], few))
     cost, spent = costs[-1]
+    steps = steps[: len(costs)]
     whole, last = cost, steps[-1]
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
         whole = attack.expected_passes * attacked.cost.forwards
-    row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
-    row = min(max(row, 0.0), spent / few / last)
+    row = spent / few / last
+    if many > few and bill.lasts(spent * many / few):
+        row = min(max((short(last, many)[1] - spent) / (many - few) / last, 0.0), row)
     # of a mean step to the first ones
     scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)
     step = max(spent / last - row * few, 0.0)

@@ -38,6 +38,7 @@ from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
 from holdfast.evaluation.relations import search_without, searched_again
+from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
@@ -103,7 +104,8 @@ def evaluate(
         epsilons: further eps to run the protocol at, in the same run: a curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
-        max_seconds: start nothing new after this time; rows never attacked are `skipped`.
+        max_seconds: start nothing new after this time, and a trial that would last beyond it on
+            fewer rows; those never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         on_progress: called with the `Progress`, often.
@@ -367,7 +369,8 @@ def _write(job: Evaluation) -> None:
         answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
-    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns))
+    pictured = masks(ready.target, ready.source)
+    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns), masks=pictured)
     store.write_limits(folder, limits_of(ready.target, ready.threat))
     store.write_manifest(folder, build_manifest(folder, facts, table, trials))
     if whole:  # else time ran out, and --resume goes on

@@ -115,7 +115,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     if first.corruptions is not None:
         answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
         store.write_corruptions(out, answers.sort_by("id"))
-    store.write_gallery(out, table, originals, rows=bool(first.data.columns))
+    store.write_gallery(out, table, originals, rows=bool(first.data.columns), masks=originals.masks)
     store.write_limits(out, store.read_limits(manifests[0][1]))
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
     measured = [
@@ -140,9 +140,16 @@ class _Originals:
 
     def __init__(self, shards: Sequence[Path]) -> None:
         self.known: dict[int, np.ndarray] = {}
+        self.answers: dict[str, dict[int, np.ndarray]] = {}
         for shard in shards:
             if held := store.read_gallery(shard):
                 self.known |= dict(zip(held["id"].tolist(), held["x"], strict=True))
+                for name in held.keys() & {*store.MASKS}:
+                    own = zip(held["id"].tolist(), held[name], strict=True)
+                    self.answers.setdefault(name, {}).update(own)
+
+    def masks(self, ids: Sequence[int], x_adv: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.stack([of[i] for i in ids]) for name, of in self.answers.items()}
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([self.known[i] for i in range(start, stop)]), np.zeros(stop - start)

@@ -118,7 +118,9 @@ def prepare(
     source = since(target, source)
     # the first inputs have shown what a plain function gives
     trees = threat.schema is not None and has_trees(target)
-    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn, trees=trees)
+    task = str(target.describe().get("task", "classes"))
+    kind = {"drawn": drawn, "trees": trees, "task": task}
+    own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat)]
     return Prepared(target, source, threat, own, sources, rows, groups, noted)
@@ -154,6 +156,11 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         raise SpecError(
             f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
             "size; give one run a side instead."
+        )
+    if curve and target.task.enough:
+        raise SpecError(
+            "a curve keeps the smallest example of each row, but where a row can be wrong in part "
+            "the one that goes furthest is kept; give one run an eps instead."
         )
     if not all(map(math.isfinite, curve)):
         raise SpecError(

@@ -289,6 +289,34 @@ TABLES: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 TREES = "treeexact"
 
 
+_SEGMENTATION = ("acg(steps=100)", "sea(steps=60)")
+# What it is, with gradients, for a task of its own in Linf and L2; in other norms, and with less
+# than gradients, it is what it is for classes. Their versions are those of PROTOCOLS.
+OF_TASK: dict[str, dict[str, tuple[str, ...]]] = {
+    "detection": {
+        "quick": ("apgd(steps=20)",),
+        "standard": ("apgd(steps=60)", "relay(steps=140, leg=50, p=0.2)"),
+        "thorough": (
+            "apgd(steps=200)",
+            "relay(steps=500, leg=100, p=0.2)",
+            "acg(steps=200, restarts=2)",
+            "square(steps=1000)",
+        ),
+    },
+    "segmentation": {
+        "quick": ("acg(steps=30)",),
+        "standard": _SEGMENTATION,
+        "thorough": (
+            *_SEGMENTATION,
+            'sea(steps=300, loss="jsd")',
+            'sea(steps=300, loss="masked_ce")',
+            'sea(steps=300, loss="balanced_ce")',
+            "acg(steps=300)",
+        ),
+    },
+}
+
+
 def protocol(
     name: str,
     norm: str,
@@ -325,11 +353,17 @@ def protocol(
 
 
 def asked(
-    name: str, threat: Threat, access: Access, *, drawn: bool = False, trees: bool = False
+    name: str,
+    threat: Threat,
+    access: Access,
+    *,
+    drawn: bool = False,
+    trees: bool = False,
+    task: str = "classes",
 ) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
 
-    `trees`: for a model that is an ensemble of trees.
+    `trees`: for a model that is an ensemble of trees. `task`: as the manifest says it.
 
     Raises:
         SpecError: as `protocol`.
@@ -340,6 +374,9 @@ def asked(
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)
+    lists = OF_TASK.get(task.partition("(")[0], {}) if access == Access.GRADIENTS else {}
+    if bounded and threat.norm.name in ("linf", "l2") and name in lists:
+        own = replace(own, trials=chosen(lists[name]).trials)
     if threat.schema is not None and trees and name in TABLES[Access.SCORES]:
         (first,) = chosen([TREES]).trials
         if first.attack.works_in(threat.norm):

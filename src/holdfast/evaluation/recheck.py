@@ -262,8 +262,20 @@ def _chunks(e: Evidence) -> Found:
         accepted = e.threat.accepts(rows).numpy()
         yield ~accepted & ~skipped, "break the schema, but are not called skipped"
         reachable &= accepted
-    together = _first(skipped, chunk, reachable)
-    yield reachable & (skipped != together), "were not skipped as whole chunks are"
+    # time runs out in the order of the rows
+    late = _after(skipped & reachable, chunk) & reachable & ~skipped
+    yield late, "were attacked, though rows before them in their chunk were skipped"
+
+
+def _after(values: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    """Whether a row [n] follows one of its chunk of which this is true."""
+    begun: set[int] = set()
+    found = np.zeros(len(values), dtype=bool)
+    for i, (value, at) in enumerate(zip(values.tolist(), chunk.tolist(), strict=True)):
+        found[i] = at in begun
+        if value:
+            begun.add(at)
+    return found
 
 
 def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarray:

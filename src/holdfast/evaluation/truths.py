@@ -3,15 +3,19 @@ respects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from holdfast.data import Source
-from holdfast.errors import SpecError
+from holdfast.errors import InputError, SpecError
 from holdfast.runs import average_precision
-from holdfast.targets.batch import read
+from holdfast.runs.store import MASKS, Masks
+from holdfast.targets.batch import joined, read
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.tasks import Detection, MultiLabel
+from holdfast.tasks import Detection, MultiLabel, Segmentation
 from holdfast.threats.threat import Targeted, Threat
 
 MOST = 2**26  # numbers that the outputs of one pass become
@@ -38,6 +42,9 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
     around = WithTruth(target)
     around.batcher.size = max(1, min(around.batcher.size, MOST // around.rule.numbers))
     return around, Truths(source, around)
+
+
+LOOK = 32  # rows whose truths are held against what the model says
 
 
 class Truths(Source):
@@ -71,6 +78,22 @@ class Truths(Source):
         return {**self.inner.context(start, stop), TRUTH: truth}
 
 
+def masks(target: Target, source: Source) -> Masks | None:
+    """Of a segmenter, how the masks of the report are made of rows and of their examples; None of
+    another model."""
+    if not isinstance(target, WithTruth) or not isinstance(target.rule, Segmentation):
+        return None
+
+    def made(ids: Sequence[int], x_adv: np.ndarray) -> dict[str, np.ndarray]:
+        rows = joined([read(source, i, i + 1)[0] for i in ids])
+        with sealed(0):
+            answers = [target.masks(r) for r in (rows, rows.with_x(torch.from_numpy(x_adv)))]
+        given = zip(MASKS, (rows.context[TRUTH], *answers), strict=True)
+        return {name: mask.numpy().astype(np.int16) for name, mask in given}
+
+    return made
+
+
 class Since(Source):
     """Rows with the truths that an adversary is held to: the model is asked about each before any
     attack, which is no part of the data, nor of their fingerprint."""
@@ -98,7 +121,15 @@ class Since(Source):
 
 
 def since(target: Target, source: Source) -> Source:
-    """The rows with their truths as the clean outputs leave them, where the task asks for that."""
+    """The rows with their truths as the clean outputs leave them, where the task asks for that.
+
+    Raises:
+        InputError: the first truths are written in another convention, as the model shows.
+    """
     if isinstance(target, WithTruth) and target.rule.relative:
+        first = read(source, 0, min(LOOK, len(source)))[0]
+        with sealed(0):
+            if said := target.mistaken(first):
+                raise InputError(f"the labels of {source.name}: {said}")
         return Since(source, target)
     return source

@@ -3,9 +3,7 @@ anywhere."""
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import math
 import re
 from collections.abc import Iterator
@@ -18,10 +16,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
-from PIL import Image
 
 from holdfast.errors import InputError
-from holdfast.reporting import audit, figures, tables, words
+from holdfast.reporting import audit, figures, scenes, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
@@ -42,6 +39,7 @@ class Example:
         tuple[str, str], ...
     ] = ()  # caption and data URI: original, adversarial, difference
     changes: tuple[tables.Change, ...] = ()  # of a row of a table, the largest first
+    said: tuple[tuple[str, str], ...] = ()  # of a detector, before and after: what is found
 
 
 def write(folder: Path) -> Path:
@@ -234,14 +232,20 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
     ids = samples.column("id").to_numpy()
     examples = []
     before, after = _pairs(tensors)
-    for i, x, x_adv in list(zip(tensors["id"], before, after, strict=True))[:SHOWN]:
+    masks = {name: tensors[name] for name in store.MASKS if name in tensors}
+    for k, i in enumerate(tensors["id"][:SHOWN].tolist()):
         at = np.flatnonzero(ids == i)
         if not len(at):
             raise InputError(
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
         (row,) = samples.slice(int(at[0]), 1).to_pylist()
-        examples.append(_example(row, x, x_adv, manifest))
+        example = _example(row, before[k], after[k], manifest)
+        if example.pictures and (masks or manifest.model.task.startswith("detection")):
+            own = {name: mask[k] for name, mask in masks.items()}
+            pictures, said = scenes.shown(manifest, row, before[k], after[k], own)
+            example = replace(example, pictures=pictures, said=said)
+        examples.append(example)
     columns = manifest.data.columns
     if tensors["x"].shape[1:] == (len(columns),):
         lists = tables.changes(columns, before, after, SHOWN)
@@ -264,20 +268,8 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
         reach = float(np.abs(difference[at])) / (high - low)
         times = float(f"{0.5 / (reach or 0.5):.2g}")
         pictures = (
-            ("original", _png((x - low) / (high - low), layout)),
-            ("adversarial", _png((x_adv - low) / (high - low), layout)),
-            (f"change × {times:g}", _png(0.5 + times * difference / (high - low), layout)),
+            ("original", scenes.png((x - low) / (high - low), layout)),
+            ("adversarial", scenes.png((x_adv - low) / (high - low), layout)),
+            (f"change × {times:g}", scenes.png(0.5 + times * difference / (high - low), layout)),
         )
     return Example(row, changed, widest, pictures)
-
-
-def _png(x: np.ndarray, layout: str) -> str:
-    """An image with values in [0, 1] as a data URI."""
-    pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
-    if pixels.ndim == 3 and layout == "nchw":
-        pixels = pixels.transpose(1, 2, 0)
-    file = io.BytesIO()
-    if pixels.shape[2:] == (1,):
-        pixels = pixels[..., 0]
-    Image.fromarray(pixels).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

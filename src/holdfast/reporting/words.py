@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
@@ -396,11 +397,30 @@ def _right(model: ModelInfo) -> str:
         return ""
     if model.task == "multilabel":
         return f"Right means all {model.classes:,} labels of an input."
-    if not model.task.startswith("regression"):
+    name, _, said = spec.call(model.task)
+    if name == "detection":
+        return (
+            f"Right means that {_unharmed(said)} (boxes of a score above {said['score']:g}, which "
+            f"find an object of their class at an overlap of {said['iou']:g})."
+        )
+    if name != "regression":
         return f"Right is as {model.task} says."
-    tolerance = spec.call(model.task)[2]["tolerance"]
+    tolerance = said["tolerance"]
     of = {1: "the output"}.get(model.classes, f"each of {model.classes:,} outputs")
     return f"Right means {of} within {number(tolerance)} of the truth."
+
+
+def _unharmed(said: Mapping[str, Any]) -> str:
+    """What holds of an image where a detector is right, with these options of its task."""
+    of = {"any": "each", "all": "one at least"}[said["lose"]]
+    few = f"fewer than {said['ghosts']:,} more boxes find no object than without an attack"
+    still = f"of the objects found without an attack {of} is still found"
+    return {
+        "vanish": still,
+        "mislabel": f"of the objects found without an attack {of} keeps its class",
+        "ghost": few,
+        "all": f"{still}, and {few}",
+    }[said["goal"]]
 
 
 def _threshold(manifest: Manifest) -> str:

@@ -88,10 +88,11 @@ def _set(images: Sequence[np.ndarray], scored: bool = False) -> Any:
                 }
             )
     made = COCO()
-    made.dataset = {
+    dataset: Any = {
         "images": [{"id": image} for image in range(len(images))],
         "annotations": annotations,
         "categories": [{"id": c} for c in sorted({one["category_id"] for one in annotations})],
     }
+    made.dataset = dataset
     made.createIndex()
     return made

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -421,16 +421,25 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest() if path.exists() else ""
 
 
-def write_gallery(folder: Path, table: pa.Table, source: Rows, *, rows: bool = False) -> None:
+# of a segmenter: the classes of the pixels, int16 [m, h, w] each, by the truth and by the answers
+MASKS = ("truth", "clean", "attacked")
+# these of the rows of some ids and of their examples [m, *shape]
+Masks = Callable[[Sequence[int], np.ndarray], dict[str, np.ndarray]]
+
+
+def write_gallery(
+    folder: Path, table: pa.Table, source: Rows, *, rows: bool = False, masks: Masks | None = None
+) -> None:
     """A few examples with their originals, so that the report needs no data: one a class
     first."""
-    made = gallery(folder, table, source, rows=rows)
+    made = gallery(folder, table, source, rows=rows, masks=masks)
     if made:
         write_tensors(folder / "gallery.safetensors", made)
 
 
 def read_gallery(folder: Path) -> dict[str, np.ndarray]:
-    """id [m], x and x_adv [m, *shape], all finite; nothing where there is no gallery.
+    """id [m], x and x_adv [m, *shape], all finite, and of a segmenter its `MASKS`; nothing where
+    there is no gallery.
 
     Raises:
         InputError: the file is damaged, or holds something else.
@@ -439,18 +448,22 @@ def read_gallery(folder: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     tensors = read_tensors(path)
-    if set(tensors) != {"id", "x", "x_adv"}:
+    if set(tensors) - {*MASKS} != {"id", "x", "x_adv"} or len(tensors) not in (3, 6):
         raise InputError(
             f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length."
         )
     _check_rows(path, tensors, "x", "x_adv")
+    if masks := [tensors[name] for name in MASKS if name in tensors]:
+        _check_rows(path, tensors, *MASKS)
+        if any(mask.dtype.kind != "i" or mask.ndim != 3 for mask in masks):
+            raise InputError(f"{path} holds masks that are no classes [m, h, w]. {_DAMAGED}")
     if not all((np.abs(tensors[n].astype(np.float64)) < 1e30).all() for n in ("x", "x_adv")):
         raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
     return tensors
 
 
 def gallery(
-    folder: Path, table: pa.Table, source: Rows, *, rows: bool = False
+    folder: Path, table: pa.Table, source: Rows, *, rows: bool = False, masks: Masks | None = None
 ) -> dict[str, np.ndarray]:
     """What `write_gallery` stores of this table and these examples: some that are broken, of each
     class in turn; more of `rows` of a table, which are small and of which the report makes a
@@ -473,4 +486,6 @@ def gallery(
     if not shown:
         return {}
     originals = np.concatenate([source.rows(i, i + 1)[0] for i in shown])
-    return {"id": np.array(shown), "x": originals, "x_adv": np.stack([found[i] for i in shown])}
+    x_adv = np.stack([found[i] for i in shown])
+    more = {} if masks is None else masks(shown, x_adv)
+    return {"id": np.array(shown), "x": originals, "x_adv": x_adv, **more}

@@ -43,6 +43,7 @@ class Adapter(ABC):
     probabilities: bool | None = (
         None  # whether the model says that it gives probabilities; None: it does not say
     )
+    gives_logits: bool = False  # `network` does, though the output is their probabilities
     log_odds: bool = True  # scores that are no probabilities are the log odds of some
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     rewrites: bool = False  # the model was seen to change its input in place

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,12 @@ class WithTruth(Around):
         z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
 
+    def mistaken(self, batch: Batch) -> str:
+        """What the model's answers show to be wrong with the truths of some rows; else ""."""
+        inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        return self.rule.mistaken(truth, z)
+
     def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
         [n, w]. Rows are asked about again where scores do not say their outputs."""
@@ -116,6 +123,15 @@ class WithTruth(Around):
 
         truths, answers = zip(*self.batcher.parts(ask, len(batch)), strict=True)
         return torch.cat(truths).cpu(), torch.cat(answers).cpu()
+
+    def masks(self, batch: Batch) -> Tensor:
+        """Of a segmenter, the class of each pixel of these rows: [n, H, W] int64."""
+        rule: Any = self.rule
+
+        def ask(rows: Rows) -> Tensor:
+            return rule.mask(self.inner.scores(rows))
+
+        return self.batcher.in_parts(ask, self.batcher.place(self._parts(batch)[0])).cpu()
 
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)

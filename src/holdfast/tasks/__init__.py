@@ -21,8 +21,8 @@ TASKS: dict[str, Callable[..., TaskWithTruth]] = {
 
 
 def parse(text: str | None) -> TaskWithTruth | None:
-    """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and
-    where none is said.
+    """The task that `multilabel`, `regression(tolerance=0.1)` or `detection()` names; None for
+    `classes`, and where none is said.
 
     Raises:
         SpecError: there is no head of this name, or an option is wrong.
@@ -32,8 +32,12 @@ def parse(text: str | None) -> TaskWithTruth | None:
     return spec.build(text, TASKS, "task")
 
 
+def runs_code(text: str) -> bool:
+    """Whether a task names a function of the user's own, which is run to find out what is right."""
+    return ":" in str(spec.call(text, "task")[2].get("head", ""))
+
+
 __all__ = [
     "TASKS", "Classes", "Detection", "Form", "MultiLabel", "Regression", "Segmentation",
-    "TaskWithTruth",
-    "odds", "parse", "side_by_side", "silent",
+    "TaskWithTruth", "odds", "parse", "runs_code", "side_by_side", "silent",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from holdfast.boxes import check_boxes
 from holdfast.errors import InputError, listed, suggest
 from holdfast.spec import option
 from holdfast.tasks.boxes import MOST, Boxes, area, iou, kept, matched
-from holdfast.tasks.detection_heads import HEADS, BoxHead
+from holdfast.tasks.detection_heads import HEADS, BoxHead, corners
 from holdfast.tasks.form import Form
 from holdfast.tasks.task import TaskWithTruth
 
@@ -66,6 +67,9 @@ class Detection(TaskWithTruth):
     ghosts: int = option(1, "boxes without an object that are too many", at_least=1, at_most=MOST)
     overlap: float = option(0.45, "most overlap of two boxes", above=0, at_most=1)
     head: Any = "auto"
+    # of what it is fitted to: how boxes are read, and the number of classes, where the head says it
+    reader: BoxHead = field(default=HEADS["torchvision"], init=False, repr=False, compare=False)
+    classes: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         spec.check(self)
@@ -78,15 +82,14 @@ class Detection(TaskWithTruth):
         for names in (("logits", "pred_boxes"), ("boxes", "scores", "labels")):
             if set(names) <= outputs.keys():
                 return {name: outputs[name] for name in names}
-        first = next(iter(outputs), None)
-        # the decoded outputs, before the maps that they were made of
-        if first == "0" and outputs[first].ndim == 3:
+        first, *others = outputs
+        if all("." in name for name in others):  # the list of maps that it was decoded from
             return {first: outputs[first]}
         return outputs
 
     def fitted(self, form: Form) -> Self:
         own = super().fitted(form)
-        object.__setattr__(own, "read", own._head())
+        object.__setattr__(own, "reader", own._head())  # of a frozen dataclass
         if form.seen is None:
             raise InputError(f"{self} is of images, but the inputs are none.")
         boxes = own.decode(torch.zeros(1, sum(form.sizes)))
@@ -121,18 +124,24 @@ class Detection(TaskWithTruth):
 
     def decode(self, z: Tensor) -> Boxes:
         """All boxes that outputs z [n, k] offer, in pixels of the raw images."""
-        boxes = self.read.decode(self.form.split(z), self.form)
-        if self.form.image == self.form.seen:
+        boxes = self.reader.decode(self.form.split(z), self.form)
+        (h, w), (seen_h, seen_w) = self.size, self.form.seen or self.size
+        if (h, w) == (seen_h, seen_w):
             return boxes
-        (h, w), (seen_h, seen_w) = self.form.image, self.form.seen
         scale = torch.tensor([w / seen_w, h / seen_h] * 2).to(z)
         return replace(boxes, place=boxes.place * scale)
 
     def left(self, boxes: Boxes, above: float) -> tuple[Boxes, Tensor]:
         """The boxes after suppression, the best first, and which of them are kept: [n, k] bool."""
-        overlap = self.overlap if self.read.suppresses else 1.0
-        at, keep = kept(boxes, above, overlap, by_class=self.read.by_class)
+        overlap = self.overlap if self.reader.suppresses else 1.0
+        at, keep = kept(boxes, above, overlap, by_class=self.reader.by_class)
         return boxes.take(at), keep
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the raw images."""
+        assert self.form.image is not None  # `fitted` saw images
+        return self.form.image
 
     # ------------------------------------------------------------------ the truth
 
@@ -149,7 +158,7 @@ class Detection(TaskWithTruth):
 
     def _check(self, objects: np.ndarray, where: str) -> None:
         """Raises InputError: these boxes [m, 5] are none, or of another convention."""
-        height, width = self.form.image
+        height, width = self.size
         if not len(objects):
             if self.goal in ("ghost", "all"):
                 return
@@ -165,6 +174,24 @@ class Detection(TaskWithTruth):
         label = truth[:, 1:, 0].round().long()
         known = torch.where(label < -1, -2 - label, label)
         return Objects(truth[:, 1:, 1:], known, label >= 0, truth[:, 0, 0])
+
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        boxes, given = self.decode(z), self.objects(truth)
+        at, size = given.place[..., :2], given.place[..., 2:]
+        total, found = int(given.live.sum()), int(self.judged(boxes, given)[0].sum())
+        for place, label, said in (
+            (torch.cat([at, at + size], -1), given.label, "their boxes as x, y, width, height"),
+            (corners(at, size), given.label, "their boxes as center x, center y, width, height"),
+            (given.place, given.label - 1, "their classes as counted from 1"),
+        ):
+            other = int(self.judged(boxes, given._replace(place=place, label=label))[0].sum())
+            if found < total / 2 and other > max(found + 0.3 * total, 1):
+                return (
+                    f"of the {total} objects of its first images the detector finds {found}, but "
+                    f"{other} when it reads {said}: give class, x0, y0, x1, y1, with classes from "
+                    "0, in pixels of the raw image."
+                )
+        return ""
 
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         boxes, objects = self.decode(z), self.objects(truth)
@@ -236,7 +263,7 @@ class Detection(TaskWithTruth):
     def _ghosts(self, boxes: Boxes, new: Tensor) -> tuple[Tensor, Tensor]:
         """Whether there are too many boxes without an object, and how few there are."""
         # the logarithm lifts each place by the same share, and small boxes hide few others
-        side = area(boxes.place).clamp_min(1) / float(np.prod(self.form.image))
+        side = area(boxes.place).clamp_min(1) / math.prod(self.size)
         score = boxes.score.clamp(LEAST, self.score + 0.1)
         lift = (score / LEAST).log() - 0.15 * side.log()
         share = (lift / 20).clamp(0, 1).mean(1)  # of one more box
@@ -300,5 +327,5 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether each box of `a` [MOST, 6], but for those that may fall below the lowest score, has
     its like in `b`."""
     a, b = a[a[:, 1] > LOWEST + 1e-3], b[~np.isnan(b[:, 1])]
-    close = np.isclose(a[:, None], b[None], rtol=1e-3, atol=1e-2).all(2)
-    return bool(close.any(1).all())
+    close = np.isclose(a[:, None], b[None], rtol=1e-3, atol=1e-2)
+    return bool(close.all(axis=-1).any(axis=-1).all())

@@ -28,7 +28,7 @@ class Segmentation(TaskWithTruth):
     Outputs of another size are resized to the truth's, bilinearly, as the networks do themselves.
     An image is right while its measure is at least tau; a search goes on down to 0. The margin is
     the measure minus tau, exactly; its gradient is that of a loss of the pixels, which an attack's
-    option `loss` may name (Croce et al. 2024, arXiv:2306.12941).
+    option `loss` may name (Croce et al. 2023, arXiv:2306.12941).
 
     Args:
         accuracy: tau of the share of judged pixels that are right, in (0, 1]; 0.5 where no tau is
@@ -161,10 +161,9 @@ class Segmentation(TaskWithTruth):
         if len(form) == 2:
             return 1, *form
         if len(form) != 3:
+            given = str(["n", *form]).replace("'", "")
             raise InputError(
-                f"{self} takes logits [n, classes, h, w], but the model gives "
-                f"{['n', *form]}".replace("'", "")
-                + " for n inputs."
+                f"{self} takes logits [n, classes, h, w], but the model gives {given} for n inputs."
             )
         if self._channels_last:
             return form[2], form[0], form[1]
@@ -192,7 +191,7 @@ class Segmentation(TaskWithTruth):
         wrong = wrong.where(z.isfinite().all(1), torch.nan)
         if z.requires_grad:  # the value of `wrong`, exactly, with the gradient of the loss
             loss = LOSSES[self.loss](logits, truth, judged)
-            wrong = wrong + loss - loss.detach()
+            wrong = wrong + (loss - loss.detach())
         return torch.stack([torch.zeros_like(wrong), wrong], 1)
 
     def ascending(self, loss: str) -> Self:
@@ -212,6 +211,10 @@ class Segmentation(TaskWithTruth):
         hits, said, held = self._counts(*self._pixels(z, truth))
         hits = hits.where(z.isfinite().all(1, keepdim=True), 0)
         return held, torch.cat([hits, said], 1)
+
+    def mask(self, z: Tensor) -> Tensor:
+        """The class that outputs give each pixel of the images: [n, H, W] int64."""
+        return self._pixels(z, z.new_zeros(len(z), *self.truth_form))[0].argmax(1)
 
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         hits, said = np.split(answers, 2, 1)

@@ -147,6 +147,11 @@ class TaskWithTruth(ABC):
         """What a truth for each output must be, and where those of y [n, ...] are not: bool."""
         return "a finite number", ~np.isfinite(y)
 
+    def mistaken(self, truth: Tensor, z: Tensor) -> str:
+        """What clean outputs z [n, k] show to be wrong with how the truths [n, ...] are written; ""
+        where they show nothing."""
+        return ""
+
     def since(self, truth: Tensor, z: Tensor) -> Tensor:
         """The truths [n, ...] that an adversary is held to, where clean outputs are z [n, k]."""
         return truth

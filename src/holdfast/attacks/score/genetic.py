@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.rng import Keys
+
+MOST = 2**21  # numbers of the members of the rows that are bred together
 
 
 class Population(NamedTuple):
@@ -40,37 +43,53 @@ class Genetic(Attack):
     scale: float = option(0.3, "of the largest such changes, a share of eps", above=0)
 
     def start(self, p: Problem) -> Population:
-        size = (self.population, *p.x.shape[1:])
-        some = p.noise("some").uniform(size, p.x.dtype) < 0.3
-        members = _within(p, p.eps[:, None] * some * p.noise("start").normal(size, p.x.dtype))
-        members[:, 0] = 0
+        members = torch.cat([self._first(p, rows) for rows in self._parts(p)])
         return Population(members[:, 0], members, p.probes(members, "margin"))
 
     def step(self, p: Problem, s: Population, t: int) -> Population:
-        children = self._children(p, s)
-        members = torch.cat([s.members, children], 1)
+        children = torch.cat([self._children(p, s, rows) for rows in self._parts(p)])
         fitness, order = torch.cat([s.fitness, p.probes(children, "margin")], 1).topk(
             self.population, 1
         )
-        members = _picked(members, order)
+        both = ((rows, torch.cat([s.members[rows], children[rows]], 1)) for rows in self._parts(p))
+        members = torch.cat([_picked(some, order[rows]) for rows, some in both])
         return Population(members[:, 0], members, fitness)
 
-    def _children(self, p: Problem, s: Population) -> Tensor:
-        """[n, m, *shape], legal but for the repair."""
+    def _parts(self, p: Problem) -> tuple[Tensor, ...]:
+        """The rows, in parts whose members hold so many numbers at most."""
+        few = max(1, MOST // (self.population * p.x[:1].numel() or 1))
+        return torch.arange(len(p.x), device=p.x.device).split(few)
+
+    def _first(self, p: Problem, rows: Tensor) -> Tensor:
+        """The first members of these rows."""
+        size, kind = (self.population, *p.x.shape[1:]), p.x.dtype
+        some = p.noise("some").take(rows).uniform(size, kind) < 0.3
+        drawn = p.noise("start").take(rows).normal(size, kind)
+        members = _within(p, rows, p.eps[rows, None] * some * drawn)
+        members[:, 0] = 0
+        return members
+
+    def _children(self, p: Problem, s: Population, rows: Tensor) -> Tensor:
+        """Of these rows, [n, m, *shape], legal but for the repair."""
         m, size, kind = self.population, s.members.shape[1:], p.x.dtype
-        one = (m, *[1] * (p.x.ndim - 1))
-        drawn = (p.noise("pairs").uniform((4, m), torch.float64) * m).long()
+        one, members, fitness = (m, *[1] * (p.x.ndim - 1)), s.members[rows], s.fitness[rows]
+
+        def noise(name: str) -> Keys:
+            return p.noise(name).take(rows)
+
+        drawn = (noise("pairs").uniform((4, m), torch.float64) * m).long()
         left, right = drawn[:, :2], drawn[:, 2:]
-        fitter = s.fitness.gather(1, left.flatten(1)) >= s.fitness.gather(1, right.flatten(1))
+        fitter = fitness.gather(1, left.flatten(1)) >= fitness.gather(1, right.flatten(1))
         chosen = torch.where(fitter, left.flatten(1), right.flatten(1))
-        a, b = _picked(s.members, chosen[:, :m]), _picked(s.members, chosen[:, m:])
-        child = torch.where(p.noise("cross").uniform(size, kind) < 0.5, a, b)
-        share = p.noise("between").uniform(one, kind)
-        between = p.noise("kind").uniform(one, kind) < 0.3
+        a, b = _picked(members, chosen[:, :m]), _picked(members, chosen[:, m:])
+        child = torch.where(noise("cross").uniform(size, kind) < 0.5, a, b)
+        share = noise("between").uniform(one, kind)
+        between = noise("kind").uniform(one, kind) < 0.3
         child = torch.where(between, a + share * (b - a), child)
-        length = self.scale * p.eps[:, None] * 10 ** (-2 * p.noise("length").uniform(one, kind))
-        change = length * p.noise("change").normal(size, kind)
-        return _within(p, child + change * (p.noise("where").uniform(size, kind) < self.mutated))
+        length = self.scale * p.eps[rows, None] * 10 ** (-2 * noise("length").uniform(one, kind))
+        change = length * noise("change").normal(size, kind)
+        child = child + change * (noise("where").uniform(size, kind) < self.mutated)
+        return _within(p, rows, child)
 
 
 def _picked(members: Tensor, at: Tensor) -> Tensor:
@@ -78,7 +97,7 @@ def _picked(members: Tensor, at: Tensor) -> Tensor:
     return members[torch.arange(len(at), device=at.device)[:, None], at]
 
 
-def _within(p: Problem, d: Tensor) -> Tensor:
+def _within(p: Problem, rows: Tensor, d: Tensor) -> Tensor:
     """The nearest of several points a row, d [n, m, *shape], within eps and the box."""
-    sides = (side.repeat_interleave(d.shape[1], 0) for side in (p.eps, p.lo, p.hi))
+    sides = (side[rows].repeat_interleave(d.shape[1], 0) for side in (p.eps, p.lo, p.hi))
     return p.norm.project(d.flatten(0, 1), *sides).view_as(d)

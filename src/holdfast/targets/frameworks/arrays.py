@@ -110,6 +110,7 @@ class ArrayModel(Adapter):
         numbers: str | None = None,
         columns: Columns | None = None,
         trees: Callable[[], Trees] | None = None,
+        network: Callable[[], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         if gives not in (None, "scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
@@ -118,6 +119,7 @@ class ArrayModel(Adapter):
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self.columns, self._trees = digest, columns, trees
+        self._network = network
         # of rows of a table: where they hold the model's own columns, and all that they hold
         self._order: list[int] | None = None
         self._table: tuple[Column, ...] | None = None
@@ -170,6 +172,12 @@ class ArrayModel(Adapter):
         pairs = ((c.name, value) for c in self._table or () for value in c.values)
         named = ((name, value) for name, value in pairs if repr(value) in said)
         return next((f"column {name} holds {value!r}" for name, value in named), None)
+
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        if self._network is None:
+            return super().network(example)
+        found, order = self._network(), self._order
+        return found if order is None else lambda x: found(x[:, order])
 
     def trees(self) -> Trees:
         if self._trees is None:

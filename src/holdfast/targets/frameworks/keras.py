@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import (
@@ -23,22 +21,13 @@ from holdfast.targets.adapter import (
     digest_of,
     need,
 )
-from holdfast.targets.frameworks.pytorch import activation, layers
+from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.head import LINEAR
 from holdfast.targets.loading import made
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
 
 HDF5 = (".h5", ".hdf5")
-
-
-class _InKnownForm(TorchFunctionMode):
-    """Within, what Keras calls relu6 is written in operators that bounds know."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "relu6":
-            return layers.smaller(torch.relu(args[0]), 6.0)
-        return func(*args, **(kwargs or {}))
 
 
 class KerasOnTorch(Adapter):
@@ -67,11 +56,7 @@ class KerasOnTorch(Adapter):
         return autograd_vjp(self, x)
 
     def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        def logits(x: Tensor) -> Tensor:  # of an adapter its ending would be applied to them
-            with _InKnownForm():
-                return self(x)
-
-        return logits
+        return self.__call__  # of an adapter its ending would be applied to them
 
 
 def read(path: Path, *, trust: bool = False) -> Any:

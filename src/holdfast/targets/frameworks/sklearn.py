@@ -4,19 +4,23 @@ gradients."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from joblib.hashing import NumpyHasher
+from torch import Tensor
+from torch.nn import functional as F
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import digest_of, need
 from holdfast.targets.frameworks.arrays import ArrayModel, Columns, named, own_labels, table
 from holdfast.targets.registry import Framework, of_model
-from holdfast.targets.trees import Nodes, Trees, at_most, read
+from holdfast.targets.trees import NO_TREES, Nodes, Trees, at_most, read
 
 # Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is
 # a class that holds numbers and runs no code of the file's; anything else needs the user's word.
@@ -44,6 +48,17 @@ _OWN_TYPES = frozenset(
 ) | {f"sklearn.gaussian_process.kernels.{name}" for name in f"{_KERNELS} Sum WhiteKernel".split()}
 
 _TRIED = 64  # random rows
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "logistic": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
+# those whose decision function is their columns times weights, plus one number a class
+_LINEAR = set(
+    "LogisticRegression LogisticRegressionCV LinearSVC SGDClassifier RidgeClassifier Perceptron "
+    "RidgeClassifierCV PassiveAggressiveClassifier LinearDiscriminantAnalysis".split()
+)
 
 
 class _Hasher(NumpyHasher):
@@ -103,7 +118,9 @@ def from_estimator(
         names.reverse()
     for name in names:
         if hasattr(model, name) and gives != "labels":
-            scores = ArrayModel(getattr(model, name), classes=classes, **own)
+            network = partial(_network, model, name)
+            scores = ArrayModel(getattr(model, name), classes=classes, network=network, **own)
+            scores.gives_logits = name == "predict_proba"
             scores.log_odds = name == "predict_proba" or _gives_odds(model, features, columns)
             return scores
     if known is not None:
@@ -146,6 +163,64 @@ def _classes(model: Any) -> list[Any] | None:
     return np.asarray(found).tolist()
 
 
+def _network(model: Any, name: str) -> Callable[[Tensor], Tensor]:
+    """What an estimator computes, before the last activation of its probabilities: a network or a
+    linear model, alone or behind scalers.
+
+    Raises:
+        InputError: it is another one.
+    """
+    steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
+    last, kind = steps[-1], type(steps[-1]).__name__
+    parts = [part for step in steps[:-1] for part in _scaled(step)]
+    if kind == "MLPClassifier" and last.out_activation_ in ("softmax", "logistic"):
+        layers = [_affine(w.T, b) for w, b in zip(last.coefs_, last.intercepts_, strict=True)]
+        for layer in layers[:-1]:
+            parts += [layer, _ACTIVATIONS[last.activation]]
+        parts.append(layers[-1])
+        if last.n_outputs_ == 1:  # whose probabilities are of two classes
+            parts.append(lambda z: F.pad(z, (1, 0)))
+    elif kind in _LINEAR and name == "decision_function":
+        parts.append(_affine(last.coef_, last.intercept_))
+    else:
+        raise InputError(
+            f"not supported: proofs of a {kind}; expected trees alone, or an MLPClassifier or a "
+            "linear model, alone or behind scalers."
+        )
+    return lambda x: reduce(lambda x, part: part(x), parts, x.double())
+
+
+def _scaled(step: Any) -> list[Callable[[Tensor], Tensor]]:
+    """What a step before the last one of a pipeline does.
+
+    Raises:
+        InputError: it is no scaler that moves each column by itself.
+    """
+    kind = type(step).__name__
+    if step is None or step == "passthrough":
+        return []
+    if kind in ("StandardScaler", "RobustScaler", "MaxAbsScaler"):
+        shift = getattr(step, "mean_", getattr(step, "center_", None))
+        shift, scale = (
+            torch.tensor(neutral if part is None else part)
+            for neutral, part in ((0.0, shift), (1.0, step.scale_))
+        )
+        return [lambda x: (x - shift) / scale]
+    if kind == "MinMaxScaler":
+        scale, shift = torch.tensor(step.scale_), torch.tensor(step.min_)
+        limits = [lambda x: x.clamp(*step.feature_range)] if step.clip else []
+        return [lambda x: x * scale + shift, *limits]
+    raise InputError(
+        f"not supported: proofs of a pipeline with a {kind}; expected scalers alone before its "
+        "last step."
+    )
+
+
+def _affine(w: Any, b: Any) -> Callable[[Tensor], Tensor]:
+    weight, bias = (torch.tensor(np.asarray(part, np.float64)) for part in (np.atleast_2d(w), b))
+    return lambda x: F.linear(x, weight, bias.expand(len(weight)))
+
+
 def _trees(model: Any, columns: Sequence[str] | None) -> Trees:
     """The trees of a tree, of a forest, or of boosted trees, another library's among them.
 
@@ -170,7 +245,7 @@ def _trees(model: Any, columns: Sequence[str] | None) -> Trees:
         name, scale = "decision_function", 1.0
         grown = [(one, i) for forest in model._predictors for i, one in enumerate(forest)]
     else:
-        raise InputError(f"the {kind} is no tree, forest or boosted trees that can be read.")
+        raise InputError(NO_TREES)
     k = 1 + max([place for _, place in grown if isinstance(place, int)], default=0)
     trees = []
     for one, place in grown:

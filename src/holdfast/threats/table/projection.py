@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.threats.table.expressions import Column, Comparison, Condition, Constant, Some
 
 SWEEPS = 100  # over all relations
+FEW = 4  # after which most columns have come to rest
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,26 @@ def project(
     Dykstra's projections (Boyle and Dykstra 1986), of relations that share no feature at once.
     What becomes of a column depends on that column alone.
     """
+    sides = (start, point, low, high)
+    found, moving = _sweep(relations, *sides, FEW)
+    if len(moving):
+        start, point, low, high = (side[:, moving] for side in sides)
+        rest, _ = _sweep(relations, start, point, low, high, SWEEPS)
+        found = found.index_copy(1, moving, rest)
+    return found
+
+
+def _sweep(
+    relations: Sequence[Relations],
+    start: Tensor,
+    point: Tensor,
+    low: Tensor,
+    high: Tensor,
+    sweeps: int,
+) -> tuple[Tensor, Tensor]:
+    """The columns after so many sweeps, and the places of those that another would still move."""
     found, outside = point, torch.zeros_like(point)
+    moving = torch.ones_like(point[0], dtype=torch.bool)
     free = (high > low).to(point)
     pressure = [torch.zeros_like(r.sums(start)) for r in relations]
     void = [r.optional & (r.sums(start) > 0) for r in relations]
@@ -105,7 +125,8 @@ def project(
         p.index_add(0, r.of, r.weight.square() * free[r.at])
         for r, p in zip(relations, pressure, strict=True)
     ]
-    for _ in range(SWEEPS):
+    for t in range(sweeps):
+        before = (found, outside, *pressure)
         for i, r in enumerate(relations):
             new = pressure[i] + torch.where(squares[i] > 0, r.sums(found) / squares[i], 0)
             new = torch.where(r.equal, new, new.clamp_min(0)).masked_fill(void[i], 0)
@@ -114,4 +135,10 @@ def project(
         ahead = found + outside
         found = ahead.clamp(low, high)
         outside = ahead - found
-    return found
+        if (t + 1) % FEW:
+            continue
+        after = (found, outside, *pressure)
+        moving = torch.stack([(a != b).any(0) for a, b in zip(before, after, strict=True)]).any(0)
+        if not bool(moving.any()):
+            break
+    return found, moving.nonzero()[:, 0]

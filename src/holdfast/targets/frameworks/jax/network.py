@@ -69,6 +69,8 @@ def _step(step: Any, given: list[Any]) -> list[Any]:
     name, params = step.primitive.name, step.params
     if name in _CALLS:
         inner = params[_CALLS[name]]
+        if isinstance(given[0], Proxy) and _is_of_jax(step, params.get("name"), inner):
+            return [_ACTIVATIONS[params["name"]](*given)]
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
     if not any(isinstance(part, Proxy | _Above) for part in given):
         made = step.primitive.bind(*given, **params)
@@ -85,6 +87,20 @@ def _step(step: Any, given: list[Any]) -> list[Any]:
     params = tree_map(lambda part: int(part) if isinstance(part, np.integer) else part, params)
     made = _OPERATORS[name](*map(_tensor, given), shapes=shapes, **params)
     return list(made) if step.primitive.multiple_results else [made]
+
+
+def _is_of_jax(step: Any, name: str | None, inner: Any) -> bool:
+    """Whether a function that is called is the activation of `jax.nn` that it is named after, of a
+    value and of numbers: their operators are the same."""
+    if name not in _ACTIVATIONS or any(v.aval.shape for v in step.invars[1:]):
+        return False
+    jax = need("jax", "jax", "a JAX function")
+    given = [
+        jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
+        for v in step.invars
+    ]
+    own = jax.make_jaxpr(getattr(jax.nn, name))(*given).eqns[0].params
+    return str(own.get("jaxpr")) == str(inner)
 
 
 def _tensor(value: Any) -> Any:
@@ -191,6 +207,16 @@ def _same(x: Any, **_: Any) -> Any:
     return x
 
 
+_ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "elu": lambda x, alpha=1.0: F.elu(x, float(alpha)),
+    "celu": lambda x, alpha=1.0: F.celu(x, float(alpha)),
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "log_sigmoid": F.logsigmoid,
+    "hard_silu": F.hardswish,
+    "hard_tanh": F.hardtanh,
+}
 _COMPARISONS = dict.fromkeys(("ge", "gt"), _compared)
 _OPERATORS: dict[str, Callable[..., Any]] = _COMPARISONS | {
     "add": lambda a, b, **_: torch.add(a, b),
@@ -199,9 +225,14 @@ _OPERATORS: dict[str, Callable[..., Any]] = _COMPARISONS | {
     "mul": lambda a, b, **_: torch.mul(a, b),
     "div": lambda a, b, **_: torch.div(a, b),
     "neg": lambda x, **_: -x,
-    "max": _extreme(layers.larger),
-    "min": _extreme(layers.smaller),
-    "clamp": lambda low, x, high, **_: layers.smaller(layers.larger(x, low), high),
+    "max": _extreme(torch.clamp_min),
+    "min": _extreme(torch.clamp_max),
+    "clamp": lambda low, x, high, **_: torch.clamp_max(torch.clamp_min(x, low), high),
+    "abs": lambda x, **_: torch.abs(x),
+    "square": lambda x, **_: torch.square(x),
+    "integer_pow": lambda x, *, y, **_: torch.pow(x, y),
+    "erf": lambda x, **_: torch.erf(x),
+    "erfc": lambda x, **_: 1 - torch.erf(x),
     "logistic": lambda x, **_: torch.sigmoid(x),
     "tanh": lambda x, **_: torch.tanh(x),
     "select_n": _select,

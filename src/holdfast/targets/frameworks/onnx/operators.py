@@ -52,9 +52,14 @@ def _conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, **o: Any) -> 
 
 def _max_pool(x: Tensor, **o: Any) -> Tensor:
     window = o["kernel_shape"]
-    n = len(window)
-    x = _padded(x, window, o, -torch.inf)
+    n, pads = len(window), o.get("pads", [])
     call = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
+    known = "ceil_mode" not in o and o.get("auto_pad", "NOTSET") == "NOTSET"
+    halves = all(2 * side <= size for side, size in zip(pads, window * 2, strict=False))
+    if known and pads[:n] == pads[n:] and halves:  # as proofs follow it
+        strides, dilations = o.get("strides", [1] * n), o.get("dilations", [1] * n)
+        return call(x, window, strides, pads[:n] or 0, dilations)
+    x = _padded(x, window, o, -torch.inf)
     return call(x, window, o.get("strides", [1] * n), 0, o.get("dilations", [1] * n))
 
 
@@ -195,6 +200,13 @@ def _of_many(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     return fold
 
 
+def _prelu(x: Tensor, slope: Tensor) -> Tensor:
+    a_channel = slope.ndim > 0 and slope.numel() == slope.shape[0] == x.shape[1] != 1
+    if slope.numel() == 1 or (a_channel and slope.ndim == x.ndim - 1):
+        return F.prelu(x, slope.flatten())
+    return torch.where(x < 0, slope * x, x)
+
+
 def _hard_sigmoid(x: Tensor, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
 
@@ -253,7 +265,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Min": _of_many(torch.minimum),
     "Mul": torch.mul,
     "Neg": torch.neg,
-    "PRelu": lambda x, slope: torch.where(x < 0, slope * x, x),
+    "PRelu": _prelu,
     "Pad": _pad,
     "Pow": torch.pow,
     "Reciprocal": torch.reciprocal,

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,16 +85,3 @@ def same(sides: Sequence[int], window: Sequence[int], strides: Sequence[int]) ->
         for n, size, step in zip(sides, window, strides, strict=True)
     ]
     return [(t // 2, t - t // 2) for t in total]
-
-
-def larger(a: Any, b: Any) -> Any:
-    """The elementwise maximum."""
-    known = b if isinstance(b, Tensor | float) else None
-    if known is not None and not torch.as_tensor(known).any():
-        return torch.relu(a)
-    return torch.add(b, torch.relu(torch.sub(a, b)))
-
-
-def smaller(a: Any, b: Any) -> Any:
-    """The elementwise minimum."""
-    return torch.sub(b, torch.relu(torch.sub(b, a)))

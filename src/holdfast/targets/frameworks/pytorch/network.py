@@ -36,7 +36,7 @@ class Network(nn.Module):
             )
         self.target = copy.copy(target)
         self.target.model = self.target.twin = self.model = _without_ending(target)
-        if target.head.reads:
+        if target.head.reads or target.head.probabilities:  # and the model gives logits
             self.target.head = replace(target.head, ending=None, probabilities=False)
         if isinstance(target.model, Adapter):
             self.target.output = None  # it is chosen already
@@ -85,6 +85,7 @@ def _without_ending(target: Any) -> Any:
     model, reads = target.model, target.head.reads
     if isinstance(model, Adapter):
         bare = reads == (model.ending is not None) and (reads or not target.head.probabilities)
+        bare |= model.gives_logits
         try:
             model = model.network(target._before(target._probe())[:1])
         except InputError:

@@ -51,7 +51,10 @@ def _run(tf: Any, graph: Any, x: Proxy) -> Any:
         return torch.from_numpy(array.copy()) if array.ndim else array.item()
 
     for step in _needed(graph.outputs[0]):
-        if step.type != "Shape" and any(t.name in varying for t in step.inputs):
+        if step.type == "IdentityN":  # of a function with a gradient of its own, such as silu
+            pairs = zip(step.inputs, step.outputs, strict=True)
+            varying |= {made.name: varying[t.name] for t, made in pairs if t.name in varying}
+        elif step.type != "Shape" and any(t.name in varying for t in step.inputs):
             if step.type not in _OPERATIONS:
                 raise InputError(f"not supported: operation {step.type} of TensorFlow.")
             made = step.outputs[0]
@@ -193,8 +196,17 @@ def _joined(o: _Step) -> Any:
     return torch.cat([o[i] for i in parts], o.known(axis)[0])
 
 
-def _relu6(o: _Step) -> Any:
-    return layers.smaller(torch.relu(o[0]), 6.0)
+def _clipped(o: _Step) -> Any:
+    return torch.clamp_max(torch.clamp_min(o[0], o[1]), o[2])
+
+
+def _enlarged(o: _Step) -> Any:
+    """Images of which each pixel is repeated as often along an axis."""
+    times = [made // side for made, side in zip(o.made, o.shape, strict=True)]
+    whole = [n * t for n, t in zip(o.shape, times, strict=True)] == list(o.made)
+    if o.set("align_corners") or not whole:
+        raise InputError("not supported: nearest neighbours of images not enlarged whole times.")
+    return o[0].repeat_interleave(times[1], 1).repeat_interleave(times[2], 2)
 
 
 def _reshaped(o: _Step) -> Any:
@@ -212,7 +224,18 @@ _OPERATIONS: dict[str, Callable[[_Step], Any]] = {
     "DepthwiseConv2dNative": _conv,
     "FusedBatchNormV3": _norm,
     "Relu": lambda o: torch.relu(o[0]),
-    "Relu6": _relu6,
+    "Relu6": lambda o: F.relu6(o[0]),
+    "Elu": lambda o: F.elu(o[0]),
+    "Selu": lambda o: F.selu(o[0]),
+    "Softplus": lambda o: F.softplus(o[0]),
+    "Abs": lambda o: torch.abs(o[0]),
+    "Square": lambda o: torch.square(o[0]),
+    "Pow": lambda o: torch.pow(o[0], o[1]),
+    "Erf": lambda o: torch.erf(o[0]),
+    "Erfc": lambda o: 1 - torch.erf(o[0]),
+    "ClipByValue": _clipped,
+    "ResizeNearestNeighbor": _enlarged,
+    "Tile": lambda o: o[0].repeat(*o.known(1)),
     "LeakyRelu": lambda o: F.leaky_relu(o[0], o.set("alpha")),
     "Sigmoid": lambda o: torch.sigmoid(o[0]),
     "Tanh": lambda o: torch.tanh(o[0]),
@@ -234,6 +257,6 @@ _OPERATIONS: dict[str, Callable[[_Step], Any]] = {
     "Sub": _both(torch.sub),
     "Mul": _both(torch.mul),
     "RealDiv": _both(torch.div),
-    "Maximum": _extreme(layers.larger),
-    "Minimum": _extreme(layers.smaller),
+    "Maximum": _extreme(torch.clamp_min),
+    "Minimum": _extreme(torch.clamp_max),
 }

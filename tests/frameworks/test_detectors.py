@@ -1,0 +1,215 @@
+"""Detectors of every family: their heads are read, gradients are right, and rows stay apart."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import holdfast
+from holdfast.errors import InputError
+from holdfast.runs import detection as figures
+from holdfast.targets import Target
+from holdfast.targets.truth import WithTruth
+from holdfast.tasks import Detection
+
+SIDE, N, C = 32, 4, 3
+
+
+class Scaled(nn.Module):
+    """Maps of features at strides 8, 16 and 32, side by side: [n, cells, channels]."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...] = (8, 16, 32)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.strides = nn.Conv2d(3, 8, 3, padding=1), strides
+        self.heads = nn.ModuleList(nn.Conv2d(8, channels, 1) for _ in strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        maps = [
+            head(nn.functional.adaptive_avg_pool2d(h, -(-x.shape[2] // s)))
+            for head, s in zip(self.heads, self.strides, strict=True)
+        ]
+        return torch.cat([m.flatten(2) for m in maps], 2).movedim(1, 2)
+
+
+class YoloV8(Scaled):
+    def __init__(self) -> None:
+        super().__init__(4 + C)
+
+    def forward(self, x: Tensor) -> Any:
+        z = super().forward(x)
+        box, scores = 16 + 8 * z[..., :4], (3 * z[..., 4:]).sigmoid()
+        return torch.cat([box, scores], -1).movedim(1, 2), [z[:, :16], z[:, 16:]]
+
+
+class YoloV5(Scaled):
+    def __init__(self) -> None:
+        super().__init__(3 * (5 + C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x).reshape(len(x), -1, 5 + C)
+        return torch.cat([16 + 8 * z[..., :4], (3 * z[..., 4:]).sigmoid()], -1)
+
+
+class Fcos(Scaled):
+    def __init__(self) -> None:
+        super().__init__(5 + C, (8, 16, 32, 64, 128))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = super().forward(x)
+        return {
+            "cls_logits": 1 + 3 * z[..., :C],
+            "bbox_regression": 0.6 + 0.2 * z[..., C : C + 4].tanh(),
+            "bbox_ctrness": 1 + z[..., -1:],
+        }
+
+
+class ListOfDicts(YoloV8):
+    """As torchvision's detectors: losses in train mode, and boxes, of each image another number, in
+    eval mode."""
+
+    def forward(self, x: Any) -> Any:
+        assert not self.training, "detectors in train mode want targets"
+        z = super().forward(torch.stack(list(x)))[0].movedim(1, 2)
+        best = z[..., 4:].max(-1)
+        return [
+            {
+                "boxes": torch.cat([row[:, :2] - 6, row[:, :2] + 6], -1)[keep],
+                "scores": 0.8 * score[keep],
+                "labels": label[keep],
+            }
+            for row, score, label in zip(z, best.values, best.indices, strict=True)
+            for keep in [score > 0.05]
+        ]
+
+
+def yolos() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=[SIDE, SIDE], patch_size=8, num_detection_tokens=6, num_labels=C,
+    )  # fmt: skip
+    return transformers.YolosForObjectDetection(config)
+
+
+def detr() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage2"]
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+        backbone_config=backbone, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, num_queries=6, num_labels=C,
+    )  # fmt: skip
+    return transformers.DetrForObjectDetection(config)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "yolov8": YoloV8, "yolov5": YoloV5, "fcos": Fcos, "torchvision": ListOfDicts,
+    "detr": detr, "yolos": yolos,
+}  # fmt: skip
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).random((N, 3, SIDE, SIDE), np.float32)
+
+
+def own_boxes(target: Target, x: np.ndarray) -> np.ndarray:
+    """The best boxes that a detector puts into images, as their truth: [n, 3, 5]."""
+    y = np.full((len(x), 3, 5), -1, np.float32)
+    rule = WithTruth(target).rule
+    for i, answer in enumerate(rule.answers(target.scores(torch.from_numpy(x))).numpy()):
+        rows = figures.boxes(answer, rule.score)
+        inside = ((rows[:, 2:] >= 0) & (rows[:, 2:] <= SIDE)).all(1)
+        rows = rows[inside & (rows[:, 4:] > rows[:, 2:4] + 1).all(1)][:3]
+        y[i, : len(rows)] = rows[:, [0, 2, 3, 4, 5]]
+    return y
+
+
+def wrapped(family: str, **options: Any) -> tuple[Target, float]:
+    """A detector of random weights, and a score that some of its boxes have."""
+    score = {"detr": 0.25, "yolos": 0.25, "yolov5": 0.2}.get(family, 0.5)
+    model = FAMILIES[family]().train()
+    before = copy.deepcopy(model.state_dict())
+    target = holdfast.wrap(model, task=Detection(score=score, **options), shape=(3, SIDE, SIDE))
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    return target, score
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("goal", ["vanish", "ghost", "mislabel", "all"])
+def test_gradients_are_those_of_the_margin(family: str, goal: str) -> None:
+    target, _ = wrapped(family, goal=goal)
+    target.batcher.dtype = torch.float64
+    x = images()
+    y = own_boxes(target, x)
+    assert (y[:, 0, 0] >= 0).all()
+    judged = WithTruth(target)
+    target.model.double()
+    batch = judged.with_truths(torch.from_numpy(x).double(), torch.from_numpy(y).double())
+    _, g = judged.pull(batch, lambda z: torch.stack([0 * z[:, 0], 1 + 0 * z[:, 1]], 1))
+    assert g.abs().amax() > 0
+    direction = torch.from_numpy(np.random.default_rng(1).normal(size=x.shape))
+    h = 1e-6
+    up, down = (judged.scores(batch.with_x(batch.x + s * h * direction)) for s in (1, -1))
+    slope = (up - down)[:, 1] / (2 * h)
+    torch.testing.assert_close(slope, (g * direction).flatten(1).sum(1), rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_bad_image_leaves_the_others_alone(family: str) -> None:
+    target, _ = wrapped(family, lose="all")
+    x = images()
+    y = own_boxes(target, x)
+    threat, attacks = "linf(0.03)", ["apgd(steps=6)"]
+    alone = holdfast.evaluate(target, (x, y), threat, attacks=attacks)
+
+    class Poisoned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = FAMILIES[family]()
+
+        def forward(self, x: Tensor) -> Any:
+            bad = x[:, :1, :1, :1] > 0.99
+            return self.inner(torch.where(bad, torch.nan, x))
+
+    x[1, 0, 0, 0] = 1.0
+    score = WithTruth(target).rule.score
+    bad = holdfast.wrap(Poisoned(), task=Detection(score=score, lose="all"))
+    run = holdfast.evaluate(bad, (x, y), threat, attacks=attacks)
+    status = run.samples.column("status").to_pylist()
+    assert status[1] in ("failed", "wrong")  # of a list of dicts no box is left
+    for name in ("status", "margin", "forwards", "attacked_output"):
+        mine, other = (r.samples.column(name).to_pylist() for r in (run, alone))
+        keep = [0, 2, 3]
+        np.testing.assert_array_equal([mine[i] for i in keep], [other[i] for i in keep])
+
+
+def test_an_unknown_head_is_refused_with_its_shapes() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x[:, :, :4, 0], x[:, :1, 0, 0]
+
+    target = holdfast.wrap(Odd(), task="detection()")
+    y = np.array([[[0, 1, 1, 9, 9]]] * N, np.float32)
+    with pytest.raises(
+        InputError, match=r"0 \[n, 3, 4\], 1 \[n, 1\], which no known head.*file.py"
+    ):
+        holdfast.evaluate(target, (images(), y), "linf(0.1)", attacks=["apgd(steps=2)"])
+    for head, word in (("yolo9", "unknown head"), (lambda z: z["0"], "the head gives Tensor")):
+        target = holdfast.wrap(Odd(), task=Detection(head=head))
+        with pytest.raises(InputError, match=word):
+            holdfast.evaluate(target, (images(), y), "linf(0.1)", attacks=["apgd(steps=2)"])

@@ -1,0 +1,140 @@
+"""A small detector trained on scenes of digits: what an evaluation says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import holdfast
+from holdfast.data import from_arrays
+from holdfast.evaluation.verify import verify
+from holdfast.tasks import Detection
+from holdfast.testing import scenes_of_digits
+
+SIDE, CELL, C = 64, 8, 3
+
+
+class Grid(nn.Module):
+    """Objectness, center, size and classes of each cell of 8 x 8 pixels: [n, 5 + c, 8, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(a: int, b: int, stride: int) -> list[nn.Module]:
+            return [nn.Conv2d(a, b, 3, stride, 1), nn.BatchNorm2d(b), nn.ReLU()]
+
+        self.net = nn.Sequential(
+            *block(1, 16, 2), *block(16, 32, 2), *block(32, 64, 2), *block(64, 64, 1),
+            *block(64, 64, 1), nn.Conv2d(64, 5 + C, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def read(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes in pixels and scores of the cells."""
+    n = SIDE // CELL
+    at = torch.stack(torch.meshgrid(torch.arange(n), torch.arange(n), indexing="xy"), 0).to(z)
+    center = (at + 0.5 + z[:, 1:3].tanh()) * CELL
+    size = 24 * z[:, 3:5].sigmoid()
+    place = torch.cat([center - size / 2, center + size / 2], 1)
+    scores = z[:, :1].sigmoid() * z[:, 5:].softmax(1)
+    return place.flatten(2).movedim(1, 2), scores.flatten(2).movedim(1, 2)
+
+
+def trained(steps: int = 500) -> Grid:
+    """A detector of digits below 3."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Grid()
+        data = scenes_of_digits(2000, classes=C, side=SIDE)
+        x, y = torch.from_numpy(data.x), torch.from_numpy(data.boxes)
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (32,))
+            optimizer.zero_grad()
+            loss_of(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def loss_of(z: Tensor, y: Tensor) -> Tensor:
+    """The cell at the center of each object is to find it, and no other one."""
+    place, _ = read(z)
+    there = y[..., 0] >= 0
+    center = (y[..., 1:3] + y[..., 3:5]) / 2
+    cell = (center // CELL).long().clamp(0, SIDE // CELL - 1)
+    at = (cell[..., 1] * (SIDE // CELL) + cell[..., 0]) * there
+    expected = torch.zeros(len(z), (SIDE // CELL) ** 2)
+    expected.scatter_add_(1, at, there.float()).clamp_(0, 1)
+    object_ = nn.functional.binary_cross_entropy_with_logits(z[:, 0].flatten(1), expected)
+    mine = place.gather(1, at[..., None].expand(-1, -1, 4))
+    box = ((mine - y[..., 1:]).abs().mean(2) * there).sum() / there.sum()
+    kind = z[:, 5:].flatten(2).gather(2, at[:, None].expand(-1, C, -1))
+    called = nn.functional.cross_entropy(kind, y[..., 0].long().clamp_min(0), reduction="none")
+    return 10 * object_ + 0.3 * box + (called * there).sum() / there.sum()
+
+
+def evaluate(net: nn.Module, n: int, threat: str, **options: Any) -> holdfast.Run:
+    test = scenes_of_digits(n, 1, split="test", classes=C, side=SIDE)
+    task = Detection(goal=options.pop("goal", "vanish"), head=read)
+    target = holdfast.wrap(net, task=task)
+    return holdfast.evaluate(target, (test.x, test.boxes), threat, **options)
+
+
+@pytest.mark.slow
+def test_a_trained_detector_is_measured_and_stays_the_same(tmp_path: Path) -> None:
+    net = trained()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    lost = []
+    for eps in ("0.01", "0.03", "0.1"):
+        run = evaluate(net, 40, f"linf({eps})", protocol="quick", out=tmp_path / eps)
+        of = run.metrics.of_task
+        assert of["objects found"].clean > 0.8
+        lost.append(of["objects lost, of those found clean"].attacked)
+    assert lost == sorted(lost)
+    assert lost[-1] > 0.9
+    assert lost[0] < 0.3
+    test = scenes_of_digits(40, 1, split="test", classes=C, side=SIDE)
+    target = holdfast.wrap(net, task=Detection(head=read))
+    assert verify(tmp_path / "0.03", target, from_arrays(test.x, test.boxes)) == []
+    stronger = evaluate(net, 40, "linf(0.02)", protocol="standard")
+    quick = evaluate(net, 40, "linf(0.02)", protocol="quick")
+    name = "objects lost, of those found clean"
+    assert stronger.metrics.of_task[name].attacked >= quick.metrics.of_task[name].attacked
+    ghosts = evaluate(net, 20, "linf(0.1)", protocol="quick", goal="ghost").metrics.of_task
+    boxes = ghosts["boxes without an object per image"]
+    assert boxes.attacked > boxes.clean + 3
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rows_do_not_depend_on_their_batch(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Grid().eval()
+    x = scenes_of_digits(4, 1, classes=C, side=SIDE).x
+    place, scores = read(net(torch.from_numpy(x)))
+    best = scores.amax(2).argmax(1)
+    y = np.concatenate(
+        [
+            scores[torch.arange(4), best].argmax(1)[:, None],
+            place[torch.arange(4), best].detach().clamp(0, SIDE),
+        ],
+        1,
+    )[:, None]
+    task = Detection(score=0.1, head=read, lose="all")
+    columns = []
+    for size in (1, 4):
+        target = holdfast.wrap(net, task=task, batch_size=size)
+        run = holdfast.evaluate(
+            target, (x, y.astype(np.float32)), "linf(0.02)", attacks=["apgd(steps=5)"]
+        )
+        columns.append([run.samples.column(name).to_pylist() for name in ("status", "forwards")])
+    assert columns[0] == columns[1]
