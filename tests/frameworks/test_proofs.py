@@ -293,10 +293,10 @@ def in_onnx(name: str) -> Target:
         "leaky_relu": [node("LeakyRelu", ["h"], ["a"], alpha=0.01)],
         "hardsigmoid": [node("HardSigmoid", ["h"], ["a"], alpha=1 / 6)],
     }
-    plain = {"elu": "Elu", "selu": "Selu", "softplus": "Softplus", "abs": "Abs"}
-    if name not in {*given, *plain}:
+    simple = {"elu": "Elu", "selu": "Selu", "softplus": "Softplus", "abs": "Abs"}
+    if name not in {*given, *simple}:
         pytest.skip("ONNX has no such operator")
-    between = given.get(name) or [node(plain[name], ["h"], ["a"])]
+    between = given.get(name) or [node(simple[name], ["h"], ["a"])]
     numbers = {"low": -0.3, "high": 0.5, "zero": 0, "six": 6, "minus": -2, "one": 1, "half": 0.5}
     numbers |= {"root": 2**0.5, "middle": 0.375, "four": 4}
     nodes = [node("Sub", ["x", "middle"], ["c"]), node("MatMul", ["c", "first"], ["f"])]

@@ -94,7 +94,7 @@ def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
     assert repr(merged.samples.to_pydict()) == repr(whole.samples.to_pydict())  # NaN too
     assert merged.metrics.of_task == whole.metrics.of_task
     with pytest.raises(SpecError, match="curve"):
-        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", curve=[0.05], **how)
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", epsilons=[0.05], **how)
 
 
 def test_ghosts_appear_where_cells_can_be_lifted() -> None:

@@ -49,9 +49,12 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN = 12  # blocks of all pages together that may be left out
-NEEDS = {"docs/tutorials/keras.md": ("keras", "tensorflow")}
+NEEDS = {
+    "docs/tutorials/keras.md": ("keras", "tensorflow"),
+    "docs/tutorials/detection.md": ("pycocotools",),
+}
 NOTHING = ("README.md", "docs/tutorials/")  # pages that begin with nothing
-SLOW = ("docs/tutorials/keras.md", "docs/generate.md")
+SLOW = ("docs/tutorials/keras.md", "docs/tutorials/detection.md", "docs/generate.md")
 
 
 def load(path: Path) -> ModuleType:

@@ -141,8 +141,8 @@ def test_legal_successes_on_all_rows_of_a_case(
     assert 100 * len(hit) / len(rows) >= least
     assert (case.violations(found[hit].astype(float)) == 0).all()
     assert (target.labels(torch.tensor(found[hit])) == 0).all()
-    moved = case.scale(found[hit]) - case.scale(x[hit])
-    assert np.linalg.norm(moved, axis=1).max() <= eps * (1 + 1e-5)
+    change = case.scale(found[hit]) - case.scale(x[hit])
+    assert np.linalg.norm(change, axis=1).max() <= eps * (1 + 1e-5)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def shown(
         found = boxes(np.array(row[answer], float), options["score"])
         size = (image.shape[0], image.shape[1])
         drawn.append((when, boxed(png(image, "nhwc"), size, of, found, least, names, when)))
-        said.append((when, told(of, found, least)))
+        said.append((when, described(of, found, least)))
     return tuple(drawn), tuple(said)
 
 
@@ -84,14 +84,14 @@ def boxed(
                 f'<text class="{kind}" x="{left:.1f}" y="{top:.1f}" font-size="{step:.1f}">'
                 f"{html.escape(words.printable(text))}</text>"
             )
-    said = html.escape(f"{caption}: {told(of, found, least)}", quote=True)
+    said = html.escape(f"{caption}: {described(of, found, least)}", quote=True)
     return Markup(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="scene" viewBox="0 0 {width} {height}" '
         f'role="img" aria-label="{said}">{"".join(parts)}</svg>'
     )
 
 
-def told(of: np.ndarray, found: np.ndarray, least: float) -> str:
+def described(of: np.ndarray, found: np.ndarray, least: float) -> str:
     """How many objects are found, and how many boxes find none."""
     hits = int((matched(found, of, least) >= 0).sum())
     others = len(found) - hits

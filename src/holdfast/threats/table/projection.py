@@ -99,11 +99,11 @@ def project(
     What becomes of a column depends on that column alone.
     """
     sides = (start, point, low, high)
-    found, moving = _sweep(relations, *sides, FEW)
-    if len(moving):
-        start, point, low, high = (side[:, moving] for side in sides)
+    found, unsettled = _sweep(relations, *sides, FEW)
+    if len(unsettled):
+        start, point, low, high = (side[:, unsettled] for side in sides)
         rest, _ = _sweep(relations, start, point, low, high, SWEEPS)
-        found = found.index_copy(1, moving, rest)
+        found = found.index_copy(1, unsettled, rest)
     return found
 
 
@@ -117,7 +117,7 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     """The columns after so many sweeps, and the places of those that another would still move."""
     found, outside = point, torch.zeros_like(point)
-    moving = torch.ones_like(point[0], dtype=torch.bool)
+    unsettled = torch.ones_like(point[0], dtype=torch.bool)
     free = (high > low).to(point)
     pressure = [torch.zeros_like(r.sums(start)) for r in relations]
     void = [r.optional & (r.sums(start) > 0) for r in relations]
@@ -138,7 +138,9 @@ def _sweep(
         if (t + 1) % FEW:
             continue
         after = (found, outside, *pressure)
-        moving = torch.stack([(a != b).any(0) for a, b in zip(before, after, strict=True)]).any(0)
-        if not bool(moving.any()):
+        unsettled = torch.stack([(a != b).any(0) for a, b in zip(before, after, strict=True)]).any(
+            0
+        )
+        if not bool(unsettled.any()):
             break
-    return found, moving.nonzero()[:, 0]
+    return found, unsettled.nonzero()[:, 0]
