@@ -136,8 +136,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: hf.wrap(net(), layout=list(range(20))),
          "layout is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11... (list), but wrap takes a text or "
          "None."),
-        (lambda: hf.merge(3, "out"), "shards is 3 (int), but merge takes a path, a text or a list, each a Run, "
-         "a path or a text."),
+        (lambda: hf.merge(3, "out"),
+         "shards is 3 (int), but merge takes a path, a text or a list, each a Run, a path or a "
+         "text."),
     ],
 )  # fmt: skip
 def test_the_sentence_names_what_was_given_and_what_is_taken(call: Any, said: str) -> None:

@@ -87,7 +87,7 @@ def test_python_says_how_data_are_read_as_the_command_line_does(tmp_path: Path) 
     with pytest.raises(InputError, match=r"no column 'outcom' of labels .* did you mean outcome"):
         as_source(frame, label="outcom")
     with pytest.raises(
-        InputError, match="resize is for DIR .*, but the data are of type DataFrame"
+        InputError, match=r"resize is for DIR .*, but the data are of type DataFrame"
     ):
         as_source(frame, resize=256)
     with pytest.raises(InputError, match=r"label is for .*, but the data are of type tuple"):
