@@ -484,7 +484,7 @@ def test_trees_are_proved_in_linf_alone() -> None:
 
 def test_a_model_without_a_graph_is_refused() -> None:
     x, y = (part.reshape(N, -1).squeeze() for part in data())
-    with pytest.raises(HoldfastError, match="not supported: proofs of this model"):
+    with pytest.raises(HoldfastError, match="not supported: proofs of a SVC"):
         certify(SVC().fit(x, y), (x, y), THREAT)
     with pytest.raises(HoldfastError, match="seconds_per_row"):
         Ladder(seconds_per_row=0)
