@@ -54,7 +54,12 @@ NEEDS = {
     "docs/tutorials/detection.md": ("pycocotools",),
 }
 NOTHING = ("README.md", "docs/tutorials/")  # pages that begin with nothing
-SLOW = ("docs/tutorials/keras.md", "docs/tutorials/detection.md", "docs/generate.md")
+SLOW = (
+    "docs/tutorials/keras.md",
+    "docs/tutorials/detection.md",
+    "docs/generate.md",
+    "docs/scale.md",
+)
 
 
 def load(path: Path) -> ModuleType:
