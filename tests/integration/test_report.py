@@ -19,7 +19,7 @@ from rich.console import Console
 import holdfast
 from holdfast.errors import InputError
 from holdfast.intervals import interval
-from holdfast.reporting import figures, html, markdown, terminal, words
+from holdfast.reporting import figures, html, markdown, scenes, terminal, words
 from holdfast.runs import store
 from holdfast.runs.compare import compare
 from holdfast.runs.run import Run
@@ -255,7 +255,7 @@ def test_the_difference_is_magnified_as_stated(tmp_path: Path) -> None:
     assert example.changed == 3
     assert example.pictures[2] == (
         "change × 2",
-        html._png(np.array([[[1.0, 0.0], [0.5, 0.75]]]), "nchw"),
+        scenes.png(np.array([[[1.0, 0.0], [0.5, 0.75]]]), "nchw"),
     )
 
 
