@@ -55,6 +55,21 @@ def test_two_workers_make_the_run_of_one_process_also_where_one_is_killed() -> N
     names(refused("evaluate", *ASKED, *ROWS, *two), "a finished run")
 
 
+def test_going_on_never_takes_the_place_of_another_run() -> None:
+    parts = ("--shard", "0/2", "--out", "two.shards")
+    assert holdfast("evaluate", *ASKED, *ROWS, *parts).exit_code == 0
+    more = ("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two", "--resume")
+    Path("two").mkdir()
+    Path("two/notes.txt").write_text("mine")
+    names(refused(*more), "two holds other files")
+    assert Path("two/notes.txt").read_text() == "mine"
+    Path("two/notes.txt").unlink()
+    other = ("models.py:means", "digits", "--threat", "linf(0.2)", *ASKED[4:], *ROWS)
+    assert holdfast("evaluate", *other, "--out", "two").exit_code == 0
+    names(refused(*more), "two holds a finished run")
+    assert Run("two").manifest.threat.text == "linf(0.2)"
+
+
 @pytest.mark.slow
 def test_a_worker_that_always_dies_is_named_and_its_work_kept() -> None:
     Path("models.py").write_text(MEANS + DYING)

@@ -67,7 +67,8 @@ def _shared(name: str, command: Action, workers: int, given: dict[str, Any]) -> 
             f"--shard {given['shard']} is one part of the rows, and --workers {workers} would "
             "share all of them; give one of both."
         )
-    what = f"{given['threat']}-{given.get('protocol', name)}"
+    kind = "custom" if given.get("attack") else given.get("protocol", name)
+    what = f"{given['threat']}-{kind}"
     folder = options.folder_of(given["model"], what, out=given["out"], resume=given["resume"])
     parts = folder.with_name(f"{folder.name}.shards")
     if given["resume"] and (folder / "run.json").exists() and not parts.exists():
@@ -116,6 +117,21 @@ def _check_free(folder: Path, parts: Path, workers: int, *, resume: bool) -> Non
             f"{parts} was begun with --workers {min(others)}, and --workers is {workers}; use the "
             "same number."
         )
+    if _asked(folder) != _asked(parts / f"shard-0-of-{workers}"):  # not what time once cut short
+        refuse_taken(folder)
+
+
+def _asked(run: Path) -> dict[str, Any] | None:
+    """What a run was asked, but for its rows; None where there is none."""
+    from holdfast.evaluation.facts import question
+    from holdfast.runs import store
+
+    note = run / "journal" / "question.json"
+    if note.exists():
+        return store.read_json(note) | {"rows": ""}
+    if (run / "run.json").exists():
+        return question(store.read_manifest(run)) | {"rows": ""}
+    return None
 
 
 class _Workers:
