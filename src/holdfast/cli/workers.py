@@ -58,6 +58,7 @@ def _shared(name: str, command: Action, workers: int, given: dict[str, Any]) -> 
     """Measure in so many workers, join their shards, and conclude as the command does."""
     from holdfast.cli.evaluate import conclude
     from holdfast.evaluation.merge import merge
+    from holdfast.evaluation.shards import shards_of
     from holdfast.runs import gates
     from holdfast.runs.run import Run
 
@@ -86,8 +87,12 @@ def _shared(name: str, command: Action, workers: int, given: dict[str, Any]) -> 
     run = merge(parts, folder)
     strict = given.get("strict", False)
     code = conclude(run, conditions, strict=strict, json=given["json"])
-    if not any(Run(part).unfinished for part in parts.iterdir()):
-        shutil.rmtree(parts)
+    shards = shards_of(parts)
+    if not any(Run(shard).unfinished for shard in shards):
+        for shard in shards:
+            shutil.rmtree(shard)
+        with suppress(OSError):  # where something else lies there
+            parts.rmdir()
     return code
 
 
@@ -97,7 +102,7 @@ def _check_free(folder: Path, parts: Path, workers: int, *, resume: bool) -> Non
     Raises:
         InputError: it does.
     """
-    from holdfast.evaluation.shards import shards_in
+    from holdfast.evaluation.shards import Shard, shards_in
     from holdfast.runs.journal import Journal, refuse_taken
 
     if not parts.exists():
@@ -117,7 +122,7 @@ def _check_free(folder: Path, parts: Path, workers: int, *, resume: bool) -> Non
             f"{parts} was begun with --workers {min(others)}, and --workers is {workers}; use the "
             "same number."
         )
-    if _asked(folder) != _asked(parts / f"shard-0-of-{workers}"):  # not what time once cut short
+    if _asked(folder) != _asked(parts / str(Shard(0, workers))):  # not what time once cut short
         refuse_taken(folder)
 
 
