@@ -197,7 +197,8 @@ def _limits(facts: Facts, table: pa.Table) -> Iterator[Finding]:
         text = (
             f"The target gives {facts.model.access} alone, so {left} were left out: the figure is "
             "what an adversary with such access reaches by queries, and one who has the model may "
-            "reach more. Give a model with gradients, or a surrogate."
+            "reach more. Give a model that has gradients, or a surrogate. Trees have none: under "
+            "linf and a schema treeexact reads their leaves, and --certify proves rows."
         )
         yield Finding(check="access", severity="amber", text=text)
     budget = np.inf if facts.max_queries is None else facts.max_queries
