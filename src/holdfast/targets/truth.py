@@ -98,8 +98,7 @@ class WithTruth(Around):
         """Rows with the truths that an adversary is held to, where their clean outputs count."""
         if not self.rule.relative:
             return batch
-        inner, truth = self._parts(batch)
-        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        z, truth = self.answered(batch)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
 
     def empty(self, rows: Rows) -> Tensor:
@@ -108,9 +107,14 @@ class WithTruth(Around):
 
     def mistaken(self, batch: Batch) -> str:
         """What the model's answers show to be wrong with the truths of some rows; else ""."""
-        inner, truth = self._parts(batch)
-        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        z, truth = self.answered(batch)
         return self.rule.mistaken(truth, z)
+
+    def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's outputs for some rows, [n, k], and their truths, [n, ...]."""
+        inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner))
+        return z.to(truth), truth
 
     def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
@@ -162,6 +166,12 @@ class WithTruth(Around):
 
         _, g = self.inner.pull(batch, through)
         return kept[-1], g
+
+    def around(self, inner: Target) -> WithTruth:
+        """The same truths held to another target of the same outputs."""
+        own = copy.copy(self)
+        own.inner = inner
+        return own
 
     @property
     def losses(self) -> Sequence[str]:
