@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     OptionsOf = Callable[[Shard, bool], dict[str, Any]]
 
 GRACE = 3.0  # seconds for which what is left of a lost machine may still write to its shard
-WAITED = 30.0  # seconds without a worker after which that is said
+WAITED = 60.0  # seconds without a ready worker after which that is said
 STORE = 80_000_000  # bytes of Ray's own for objects, of which there are next to none
 
 
@@ -103,7 +103,7 @@ class Actors:
         yield from due
         if self.waiting and now > self.began + WAITED:
             self.waiting = False
-            typer.echo("the cluster has had no place for a worker yet; waiting for one.", err=True)
+            typer.echo("no worker of the cluster is ready yet; waiting.", err=True)
 
     def _ask(self) -> None:
         """Ask the workers how far they are: each second, and less often where they are many."""
