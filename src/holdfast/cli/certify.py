@@ -32,8 +32,7 @@ def certify(
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
-    source = options.open_source(data, **rows)
-    target = options.open_target(model, source, **how)
+    target, source = options.open_attacked(model, data, how, rows)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = prove(
