@@ -257,6 +257,25 @@ def test_a_run_is_verified_resumed_and_says_its_figures(tmp_path: Path):
     same_run(done.folder, again.folder)
 
 
+def test_images_without_the_region_are_skipped(tmp_path: Path):
+    net = linear()
+    x, y = data(net)
+    y[1][y[1] == 2] = 255
+    y[4] = 255
+    own = target(net, "segmentation(region=2)")
+    run = holdfast.evaluate(own, (x, y), "linf(0.1)", attacks=["sea(steps=4)"], out=tmp_path / "a")
+    assert [s == "skipped" for s in run.samples.column("status").to_pylist()] == [
+        False, True, False, False, True, False,
+    ]  # fmt: skip
+    assert 0 < run.metrics.of_task["pixel accuracy"].clean <= 1
+    assert holdfast.verify(tmp_path / "a", model=own, data=(x, y)) == []
+    few = target(net, "segmentation(miou=0.5)")
+    run = holdfast.evaluate(few, (x, y), "linf(0.1)", attacks=["sea(steps=4)"])
+    assert run.metrics.counts["skipped"] == 1
+    with pytest.raises(InputError, match="no pixel of class 2 in any of the 6 rows"):
+        holdfast.evaluate(own, (x, 0 * y), "linf(0.1)", attacks=["sea(steps=4)"])
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "masks of another size": (
         lambda y: y[:, :4],

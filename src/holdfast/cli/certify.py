@@ -34,7 +34,7 @@ def certify(
 
     source = options.open_source(data, **rows)
     target = options.open_target(model, source, **how)
-    with writing.resumable(folder):
+    with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = prove(
                 target,
@@ -44,7 +44,7 @@ def certify(
                 samples=options.rows_to_measure(source, **part),
                 seed=seed,
                 max_seconds=max_seconds,
-                out=folder,
+                out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
                 on_estimate=echo_estimate,

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from holdfast import usercode
 from holdfast.errors import HoldfastError
+from holdfast.urls import named
 
 Action = Callable[..., int]
 PANELS = "Arguments", "Options", "Threat", "Model", "Data", "Training", "Measurement", "Run"
@@ -57,7 +58,7 @@ def guarded(command: Action) -> Callable[..., None]:
         try:
             code = command(**options)
         except HoldfastError as error:
-            said = f"error: {error}"
+            said = f"error: {named(error)}"
         except (SystemExit, GeneratorExit) as error:  # a command raises neither: the user's did
             said = f"error: {usercode.raised('code of the model or of the data', error)}"
         except OSError as error:  # a name too long, a folder that nobody may write to, a full disk

@@ -19,6 +19,7 @@ from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Manifest, Metrics
 from holdfast.runs.metrics import HELD, Z
 from holdfast.runs.run import Run, folder_of
+from holdfast.urls import named
 
 
 class Paired(BaseModel):
@@ -142,7 +143,7 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
     group, name = _group(tables), facts[0].data.class_name
     classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
-        runs=(str(folders[0]), str(folders[1])),
+        runs=(named(folders[0]), named(folders[1])),
         models=(facts[0].model.spec, facts[1].model.spec),
         verdicts=(facts[0].verdict.status, facts[1].verdict.status),
         threat=facts[0].asked,

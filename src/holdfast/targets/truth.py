@@ -101,6 +101,10 @@ class WithTruth(Around):
         z, truth = self.answered(batch)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
 
+    def empty(self, rows: Rows) -> Tensor:
+        """Which rows have a truth that leaves an adversary nothing to do: [n] bool."""
+        return self.rule.empty(self._parts(rows)[1])
+
     def mistaken(self, batch: Batch) -> str:
         """What the model's answers show to be wrong with the truths of some rows; else ""."""
         z, truth = self.answered(batch)
@@ -195,3 +199,11 @@ class WithTruth(Around):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
             return torch.autograd.grad((self._recast(leaf, truth) * cotangent).sum(), leaf)[0]
+
+
+def nothing_to_lose(target: Target, rows: Rows) -> Tensor:
+    """Which rows leave an adversary nothing to do, since their truths hold nothing that could be
+    lost: [n] bool."""
+    if isinstance(target, WithTruth):
+        return target.empty(rows)
+    return torch.zeros(len(rows), dtype=torch.bool, device=Batch.of(rows).x.device)

@@ -159,14 +159,16 @@ class Detection(TaskWithTruth):
     def _check(self, objects: np.ndarray, where: str) -> None:
         """Raises InputError: these boxes [m, 5] are none, or of another convention."""
         height, width = self.size
-        if not len(objects):
-            if self.goal in ("ghost", "all"):
-                return
-            raise InputError(
-                f"{where} has no object, so none can be lost: leave such images out, or measure "
-                'the boxes that appear with goal="ghost".'
-            )
         check_boxes(objects, width, height, where, self.classes)
+
+    def empty(self, truth: Tensor) -> Tensor:
+        if self.goal in ("ghost", "all"):  # a box can appear anywhere
+            return super().empty(truth)
+        return (truth[:, 1:, 0].round() == -1).all(1)
+
+    @property
+    def lacking(self) -> str:
+        return "object"
 
     def objects(self, truth: Tensor) -> Objects:
         """The truth as the context holds it, [n, 1 + m, 5]: first how many boxes were without an
