@@ -28,9 +28,9 @@ def means():
     net = _means()
     def count(*_):
         _calls.append(1)
-        while len(_calls) > 30 and (_here / "slow").exists():
+        while len(_calls) >= 30 and (_here / "slow").exists():
             time.sleep(0.1)
-        if len(_calls) == 30:
+        if len(_calls) == 30 and os.environ["TESTED_BY"] != str(os.getpid()):
             for death in _here.glob("death*"):
                 try:
                     death.unlink()
@@ -46,6 +46,7 @@ def means():
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(tmp_path, "models.py").write_text(MEANS + DYING)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TESTED_BY", str(os.getpid()))
 
 
 def until(happened: Callable[[], object], seconds: float = 100) -> None:
