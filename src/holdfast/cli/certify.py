@@ -33,7 +33,7 @@ def certify(
     from holdfast.evaluation.facts import Names
 
     target, source = options.open_attacked(model, data, how, rows)
-    with writing.resumable(folder):
+    with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = prove(
                 target,
@@ -43,7 +43,7 @@ def certify(
                 samples=options.rows_to_measure(source, **part),
                 seed=seed,
                 max_seconds=max_seconds,
-                out=folder,
+                out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
                 on_estimate=echo_estimate,

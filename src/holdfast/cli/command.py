@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from holdfast import usercode
 from holdfast.errors import HoldfastError
+from holdfast.urls import named
 
 Action = Callable[..., int]
 MISTAKES = HoldfastError, SystemExit, GeneratorExit, OSError, KeyboardInterrupt
@@ -67,7 +68,7 @@ def guarded(command: Action) -> Callable[..., None]:
 
 def ending(error: BaseException) -> tuple[int, str]:
     """The exit code that one of `MISTAKES` ends a command with, and the sentence that says it."""
-    code, said = 2, f"error: {error}"
+    code, said = 2, f"error: {named(error)}"
     if isinstance(error, (SystemExit, GeneratorExit)):  # a command raises neither: the user's did
         said = f"error: {usercode.raised('code of the model or of the data', error)}"
     elif isinstance(error, OSError):  # a name too long, a folder that nobody may write, a full disk

@@ -17,6 +17,7 @@ import typer
 from holdfast.cli import texts
 from holdfast.cli.writing import fresh_folder
 from holdfast.errors import InputError, SpecError
+from holdfast.urls import place
 
 if TYPE_CHECKING:
     from holdfast.certification import Ladder
@@ -47,7 +48,9 @@ Data = Annotated[
         help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
     ),
 ]
-Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Folder = Annotated[
+    Any, typer.Argument(help="A run folder, or its URL.", metavar="RUN", parser=place)
+]
 ThreatText = Annotated[
     str,
     typer.Option(
@@ -425,12 +428,16 @@ def folder_of(
     shard: str | None = None,
     *,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The folder; default: a new one under runs/.", metavar="FOLDER"),
+        Any,
+        typer.Option(
+            help="The folder, or its URL (s3://bucket/run); default: a new one under runs/.",
+            metavar="FOLDER",
+            parser=place,
+        ),
     ] = None,
     resume: Resume = False,
-) -> Path:
-    """The folder of a run, which may have to be there; that of a shard is within.
+) -> Path | str:
+    """The folder of a run or its URL, which may have to be there; that of a shard is within.
 
     Raises:
         InputError: that, or there is a shard, and none is named.
@@ -442,7 +449,7 @@ def folder_of(
 
         if out is None:
             raise InputError("--shard needs the folder that holds all shards: give --out.")
-        return out / str(parse(shard))
+        return place(f"{out}/{parse(shard)}")
     return out or fresh_folder(model, what)
 
 

@@ -23,6 +23,7 @@ from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
 from holdfast.runs.migration import migrate, migrate_samples
 
+NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 NO_DIGEST = "0" * 64  # written in the place of the digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
