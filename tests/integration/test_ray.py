@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +110,8 @@ def test_a_command_that_is_killed_goes_on() -> None:
     with started("evaluate", *ASKED, "--out", "out", "--ray", "local", "--workers", 2) as process:
         process.kill()
         process.wait()
+    for left in Path(tempfile.gettempdir()).glob(f"ray-{process.pid}-*"):
+        shutil.rmtree(left, ignore_errors=True)
     Path("slow").unlink()
     again = ("--out", "out", "--ray", "local", "--resume")
     done = holdfast("evaluate", *ASKED, *again)
