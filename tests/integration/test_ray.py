@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +30,9 @@ def means():
     net = _means()
     def count(*_):
         _calls.append(1)
-        while len(_calls) > 30 and (_here / "slow").exists():
+        while len(_calls) >= 30 and (_here / "slow").exists():
             time.sleep(0.1)
-        if len(_calls) == 30:
+        if len(_calls) == 30 and os.environ["TESTED_BY"] != str(os.getpid()):
             for death in _here.glob("death*"):
                 try:
                     death.unlink()
@@ -46,6 +48,7 @@ def means():
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(tmp_path, "models.py").write_text(MEANS + DYING)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TESTED_BY", str(os.getpid()))
 
 
 def until(happened: Callable[[], object], seconds: float = 100) -> None:
@@ -107,6 +110,8 @@ def test_a_command_that_is_killed_goes_on() -> None:
     with started("evaluate", *ASKED, "--out", "out", "--ray", "local", "--workers", 2) as process:
         process.kill()
         process.wait()
+    for left in Path(tempfile.gettempdir()).glob(f"ray-{process.pid}-*"):
+        shutil.rmtree(left, ignore_errors=True)
     Path("slow").unlink()
     again = ("--out", "out", "--ray", "local", "--resume")
     done = holdfast("evaluate", *ASKED, *again)

@@ -94,9 +94,12 @@ class Actors:
             ray.wait([*self.calls], timeout=0.3)
         else:
             time.sleep(0.3)
-        refs = [*self.calls, *self.asked]
-        for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else ():
-            yield from self._progress(ref) if ref in self.asked else self._answer(ref)
+        if refs := [*self.calls, *self.asked]:
+            for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
+                if ref in self.asked:
+                    yield from self._progress(ref)
+                else:
+                    yield from self._answer(ref)
         now = time.monotonic()
         due = [event for told, event in self.dead if told <= now]
         self.dead = [pair for pair in self.dead if pair[0] > now]
@@ -178,7 +181,9 @@ def actors(
         local: dict[str, Any] = {}
         if place == "local":
             folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+                tempfile.TemporaryDirectory(
+                    prefix=f"ray-{os.getpid()}-", ignore_cleanup_errors=True
+                )
             )
             local = {
                 "num_cpus": max(workers or 1, os.cpu_count() or 1),

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from holdfast.cli import options, writing
 from holdfast.cli.command import Action
 from holdfast.cli.dispatch import TRIES, Dispatch, shards_for
+from holdfast.cli.evaluate import check_seconds, conclude
 from holdfast.cli.worker import Job
 from holdfast.errors import InputError, SpecError, listed
+from holdfast.urls import place, reaching, store_at
 
 if TYPE_CHECKING:
     from holdfast.evaluation.shards import Shard
+    from holdfast.runs.run import Run
 
 Workers = Annotated[
     int | None,
@@ -89,12 +92,9 @@ def _shared(
     given: dict[str, Any],
 ) -> int:
     """Measure in workers, join their shards, and conclude as the command does."""
-    from holdfast.cli.evaluate import check_seconds, conclude
-    from holdfast.evaluation.merge import merge
-    from holdfast.evaluation.shards import shards_of
     from holdfast.runs import gates
     from holdfast.runs.journal import left_as_found
-    from holdfast.runs.run import Run
+    from holdfast.runs.remote import fetched
 
     conditions = [gates.parse(text) for text in given["gate"] or ()]
     check_seconds(given["max_seconds"])
@@ -107,33 +107,53 @@ def _shared(
     kind = "custom" if given.get("attack") else given.get("protocol", name)
     what = f"{given['threat']}-{kind}"
     folder = options.folder_of(given["model"], what, out=given["out"], resume=given["resume"])
-    parts = folder.with_name(f"{folder.name}.shards")
-    if given["resume"] and (folder / "run.json").exists() and not parts.exists():
-        return command(**given)  # which sees that nothing is left, or that something else is asked
-    _check_free(folder, parts, resume=given["resume"])
-    asked = given | {"out": parts, "gate": None, "json": False}
-    job = Job(inspect.unwrap(command), asked, sys.argv, os.getcwd())
-    with writing.resumable(folder), left_as_found(parts):
-        failed = _measured(job, parts, workers, ray, gpus)
-    if failed:
-        raise InputError(_named(failed))
+    parts = place(f"{folder}.shards")
+    with writing.resumable(folder) as here:
+        begun = fetched(parts)
+        if given["resume"] and (here / "run.json").exists() and not begun.exists():
+            return command(**given)  # which sees that nothing is left, or that another is asked
+        _check_free(here, begun, resume=given["resume"])
+        asked = given | {"out": parts, "gate": None, "json": False}
+        job = Job(inspect.unwrap(command), asked, sys.argv, os.getcwd())
+        with left_as_found(begun):
+            failed = _measured(job, begun, workers, ray, gpus)
+        if failed:
+            raise InputError(_named(failed))
+        run = _merged(parts, here)
+        strict = given.get("strict", False)
+        return conclude(run, conditions, strict=strict, json=given["json"])
+
+
+def _merged(parts: Path | str, folder: Path) -> Run:
+    """The run of all shards, which are removed where nothing of it is left to do."""
+    from holdfast.evaluation.merge import merge
+    from holdfast.evaluation.shards import shards_of
+    from holdfast.runs.remote import fetched
+    from holdfast.runs.run import Run
+
+    whole = fetched(parts)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that time cut short, and that went on
-    run = merge(parts, folder)
-    strict = given.get("strict", False)
-    code = conclude(run, conditions, strict=strict, json=given["json"])
-    shards = shards_of(parts)
-    if not any(Run(shard).unfinished for shard in shards):
-        for shard in shards:
-            shutil.rmtree(shard)
-        with suppress(OSError):  # where something else lies there
-            parts.rmdir()
-    return code
+    run = merge(whole, folder)
+    shards = shards_of(whole)
+    if any(Run(shard).unfinished for shard in shards):
+        return run
+    for shard in shards:
+        shutil.rmtree(shard)
+        if not isinstance(parts, Path):
+            url = f"{parts}/{shard.name}"
+            with reaching(url, "remove"):
+                store, path = store_at(url)
+                store.rm(path, recursive=True)
+    with suppress(OSError):  # where something else lies there
+        whole.rmdir()
+    return run
 
 
 def _measured(
-    job: Job, parts: Path, workers: int | None, ray: str | None, gpus: float | None
+    job: Job, begun: Path, workers: int | None, ray: str | None, gpus: float | None
 ) -> dict[Shard, str]:
-    """Have workers measure what is not finished; the shards that failed, and why."""
+    """Have workers measure what is not finished of what was begun; the shards that failed, and
+    why."""
     from holdfast.evaluation.shards import Shard, shards_in
 
     seconds, began = job.given["max_seconds"], time.monotonic()
@@ -144,12 +164,12 @@ def _measured(
         return {"shard": f"{shard.i}/{shard.n}", "resume": resume, "max_seconds": left}
 
     def cut(rows: list[int]) -> list[Shard]:
-        known = shards_in(parts)
+        known = shards_in(begun)
         n = known[0].n if known else shards_for(rows[1] - rows[0], engine.workers)
         every = [Shard(i, n) for i in range(n)]
         every[0].rows(*rows)  # which refuses fewer rows than shards
         # a finished one is given where no other would hold what is asked against what was
-        return [shard for shard in every if not _finished(parts / str(shard))] or every[:1]
+        return [shard for shard in every if not _finished(begun / str(shard))] or every[:1]
 
     with _engine(ray, job, workers, gpus, options_of) as engine, writing.progress_bar() as show:
         return Dispatch(engine, engine.workers, cut, show).run()
