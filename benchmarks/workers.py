@@ -32,12 +32,12 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve()
 # rows, steps of the native loop, and what the command is asked
 TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
-    "LeNet-5, standard": ("cnn", 400, 600, ("--threat", "linf(0.3)")),
-    "ResNet-18, standard": (
-        "resnet18", 8, 100, ("--threat", "linf(1e-4)", "--max-queries", "150"),
+    "LeNet-5, standard, 200 rows": ("cnn", 200, 300, ("--threat", "linf(0.3)")),
+    "ResNet-18, standard, 4 rows": (
+        "resnet18", 4, 40, ("--threat", "linf(1e-4)", "--max-queries", "100"),
     ),
-    "LeNet-5, quick on 100 rows": (
-        "cnn", 100, 600, ("--threat", "linf(0.3)", "--protocol", "quick"),
+    "LeNet-5, quick, 100 rows": (
+        "cnn", 100, 300, ("--threat", "linf(0.3)", "--protocol", "quick"),
     ),
 }  # fmt: skip
 

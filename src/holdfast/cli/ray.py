@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -52,6 +53,7 @@ class Actor:
         def note(progress: Progress) -> None:
             self.progress = progress
 
+        self.progress = None
         return self.job.measure(shard, note)
 
     @ray.method(concurrency_group="asked")
@@ -149,12 +151,13 @@ def differing(ours: dict[str, str], theirs: dict[str, str], host: str) -> str | 
     """A sentence on the first thing that is not equal here and on another machine."""
     for name in {**ours, **theirs}:
         here, there = ours.get(name, "none"), theirs.get(name, "none")
+        if here != there and name.startswith("the "):
+            return (
+                f"on {host} {name} has the hash {there}, and here {here}; let all machines see the "
+                "same files."
+            )
         if here != there:
-            remedy = "install the same on all machines"
-            if name.startswith("the "):
-                here, there = f"the SHA-256 {here}", f"{there}"
-                remedy = "let all machines see the same files"
-            return f"on {host} {name} is {there}, and here {here}; {remedy}."
+            return f"on {host} {name} is {there}, and here {here}; install the same everywhere."
     return None
 
 
@@ -174,7 +177,8 @@ def actors(
             f"--gpus-per-worker is {gpus}; expected a part of one, such as 0.5, or a whole number."
         )
     place = _checked(address)
-    same, (start, stop) = job.identity()
+    here = replace(job, given=job.given | {"device": "cpu"})  # which may be the only one here
+    same, (start, stop) = here.identity()
     with ExitStack() as stack:
         # Ray prints of each death there, where --json has its result
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -194,25 +198,29 @@ def actors(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             raise InputError(f"--ray {address}: {first_line(error)}.") from error
         stack.callback(ray.shutdown)
-        has = ray.cluster_resources()
-        if gpus is None:
-            gpus = float(has.get("GPU", 0) >= 1 and job.given["device"] in ("auto", "cuda"))
-        if gpus > has.get("GPU", 0):
-            raise InputError(
-                f"--gpus-per-worker is {gpus:g}, but the cluster at {address} has "
-                f"{has.get('GPU', 0):g} GPUs; give 0, or begin its machines with --num-gpus."
-            )
-        if workers is None:
-            room = has.get("CPU", 1)
-            if gpus:
-                room = min(room, has["GPU"] / gpus)
-            workers = max(1, min(int(room), stop - start))
+        gpus, room = _room(address, gpus, job.given["device"])
+        workers = workers or max(1, min(room, stop - start))
         engine = Actors(job, workers, gpus, options_of, same)
         stack.callback(engine.stop)
         yield engine
+
+
+def _room(address: str, gpus: float | None, device: str) -> tuple[float, int]:
+    """The GPUs of a worker, and the workers that the cluster has room for."""
+    has = ray.cluster_resources()
+    there = has.get("GPU", 0.0)
+    if gpus is None:
+        gpus = float(there >= 1 and device in ("auto", "cuda"))
+    if gpus > there:
+        raise InputError(
+            f"--gpus-per-worker is {gpus:g}, but the cluster at {address} has {there:g} GPUs; give "
+            "0, or begin its machines with --num-gpus."
+        )
+    room = has.get("CPU", 1.0)
+    return gpus, int(min(room, there / gpus) if gpus else room)
 
 
 def _checked(address: str) -> str:
