@@ -51,7 +51,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             spec=names.model or called,
             arch=names.arch,
             fingerprint=target.fingerprint(),
-            transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
+            transformation=None if spatial is None else spatial.transform.text,
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
         data=DataInfo(
