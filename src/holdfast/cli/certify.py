@@ -32,7 +32,7 @@ def certify(
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
-    source = options.open_source(data, **rows)
+    source = options.open_source(data, **(rows | options.drawn(part, seed)))
     target = options.open_target(model, source, **how)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:

@@ -94,7 +94,9 @@ def evaluate(
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
-    target, source = options.open_attacked(model, data, how, rows, **access)
+    target, source = options.open_attacked(
+        model, data, how, rows | options.drawn(part, seed), **access
+    )
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = measure(

@@ -77,6 +77,7 @@ def open_data(
     classes: str | os.PathLike[str] | None = None,
     resize: Size | None = None,
     crop: Size | None = None,
+    random: Size | None = None,
 ) -> Source:
     """The source that `spec` names, in one of the forms of `KINDS`.
 
@@ -91,6 +92,8 @@ def open_data(
             `224,224` (height, width), or `256,bicubic`.
         crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize;
             of sounds: the middle `16000` samples.
+        random: only so many rows, drawn at random: `5000`, or `5000,7` with a seed: see
+            `data.part.at_random`.
 
     Raises:
         InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option
@@ -114,7 +117,16 @@ def open_data(
         ) from None
     if kind != "factory":
         source.name, source.loading = printable(source.name), loading
-    return source
+    return _drawn(source, random)
+
+
+def _drawn(source: Source, random: Size | None) -> Source:
+    """The source, or some of its rows."""
+    if random is None:
+        return source
+    from holdfast.data.part import at_random
+
+    return at_random(source, _given(random=random)["random"])
 
 
 def _given(**options: Size | os.PathLike[str] | None) -> dict[str, str]:
@@ -142,6 +154,7 @@ def as_source(
     classes: str | os.PathLike[str] | None = None,
     resize: Size | None = None,
     crop: Size | None = None,
+    random: Size | None = None,
 ) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the
     same forms.
@@ -167,6 +180,8 @@ def as_source(
             width), or "256,bicubic".
         crop: the middle 224 x 224 or (height, width) of each image of a folder, after the resize;
             the middle 16000 samples of each sound.
+        random: only so many rows, drawn at random by key: 5000, or (5000, 7) with a seed. They are
+            in ascending order, and numbered anew; `ids` of the source says which they are.
 
     Raises:
         InputError: none of these, data that cannot be read, or an option that they do not have.
@@ -186,6 +201,7 @@ def as_source(
             classes=classes,
             resize=resize,
             crop=crop,
+            random=random,
         )
     loading = _given(label=label, classes=classes, resize=resize, crop=crop)
     if isinstance(data, Source):
@@ -195,11 +211,11 @@ def as_source(
                 f"{data.name} is a source, which is read already; give {said} with the text or the "
                 "table that it is made of."
             )
-        return data
+        return _drawn(data, random)
     from holdfast.data.objects import from_object, is_table
 
     _refuse_unread(loading, "csv" if is_table(data) else "", f"of type {type(data).__name__}")
-    return from_object(data, scale=scale, **loading)
+    return _drawn(from_object(data, scale=scale, **loading), random)
 
 
 def to_train_and_measure(
