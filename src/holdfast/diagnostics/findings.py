@@ -93,7 +93,18 @@ def _statuses(table: pa.Table, metrics: Metrics, *, schema: bool) -> Iterator[Fi
             f"{n} rows change their label with batch size or repeat. They do not count as robust."
         )
         yield Finding(check="unstable", severity=severity, text=text, value=share, threshold=0.01)
-    if n := metrics.counts["skipped"]:
+    empty = _empty(table)
+    if n := int(empty.sum()):
+        severity, text = (
+            "info",
+            f"{n} of {table.num_rows} images hold nothing that could be lost, no ",
+        )
+        text += "object or no pixel; they were not attacked, and robust accuracy is of the others."
+        if n == table.num_rows:
+            severity, text = "red", "No image holds anything that could be lost: nothing was asked."
+        ids = table.column("id").to_numpy()[empty][:100].tolist()
+        yield Finding(check="nothing_to_lose", severity=severity, text=text, value=n, ids=ids)
+    if n := metrics.counts["skipped"] - n:
         severity, text = "red", "No row was attacked: time ran out, or their class is the goal."
         text += " There is no figure; give more time."
         if n < table.num_rows:
@@ -109,6 +120,13 @@ def _statuses(table: pa.Table, metrics: Metrics, *, schema: bool) -> Iterator[Fi
             "break some."
         )
         yield Finding(check="unfinished", severity="amber", text=text, value=n, threshold=0)
+
+
+def _empty(table: pa.Table) -> np.ndarray:
+    """Which rows have nothing to lose: [n] bool."""
+    if "nothing_to_lose" not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    return table.column("nothing_to_lose").to_numpy(zero_copy_only=False)
 
 
 def _robust(table: pa.Table) -> np.ndarray:
@@ -195,7 +213,8 @@ def _limits(facts: Facts, table: pa.Table) -> Iterator[Finding]:
         text = (
             f"The target gives {facts.model.access} alone, so {left} were left out: the figure is "
             "what an adversary with such access reaches by queries, and one who has the model may "
-            "reach more. Give a model with gradients, or a surrogate."
+            "reach more. Give a model that has gradients, or a surrogate. Trees have none: under "
+            "linf and a schema treeexact reads their leaves, and --certify proves rows."
         )
         yield Finding(check="access", severity="amber", text=text)
     budget = np.inf if facts.max_queries is None else facts.max_queries

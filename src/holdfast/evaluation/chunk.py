@@ -29,7 +29,7 @@ from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target, sealed
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
 
@@ -361,6 +361,7 @@ def _status(
     status[found.at[found.unstable].numpy()] = "unstable"
     status[found.at[found.failed].numpy()] = "failed"
     status[~settings.threat.accepts(state.x).numpy()] = "skipped"  # no row of the table itself
+    status[nothing_to_lose(settings.target, state.batch).numpy()] = "skipped"
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
     if settings.trials and bool(state.asked.any()):
@@ -433,13 +434,16 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
     after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
     nothing = np.full(len(state.y), np.nan, np.float32)
-    return {
+    columns = {
         "clean_confidence": nothing,
         "attacked_confidence": nothing.copy(),
         "truth": truth.numpy(),
         "clean_output": before.numpy(),
         "attacked_output": after.numpy(),
     }
+    if settings.target.rule.structured:
+        columns["nothing_to_lose"] = settings.target.empty(state.batch).numpy()
+    return columns
 
 
 def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> Tensor:
@@ -490,6 +494,7 @@ def _begin(
         settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed
     )
     asked &= ~meets_goal(threat, y, y) & threat.accepts(batch.x)
+    asked &= ~nothing_to_lose(settings.target, batch)
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:

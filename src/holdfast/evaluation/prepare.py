@@ -19,6 +19,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
+from holdfast.diagnostics.detectors import first_answers
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
@@ -122,7 +123,7 @@ def prepare(
     kind = {"drawn": drawn, "trees": trees, "task": task}
     own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
-    noted += [*labels, *texts, *one_size(source, threat)]
+    noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
     return Prepared(target, source, threat, own, sources, rows, groups, noted)
 
 

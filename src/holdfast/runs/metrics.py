@@ -75,6 +75,8 @@ FURTHER = pa.schema(
         ("truth", pa.list_(pa.float64())),
         ("clean_output", pa.list_(pa.float64())),
         ("attacked_output", pa.list_(pa.float64())),
+        # of boxes and masks: the truth holds nothing that could be lost, and the row is skipped
+        ("nothing_to_lose", pa.bool_()),
         # a robust row's worst input is wrong but for that; null: not asked
         ("robust_by_refusal", pa.bool_()),
         ("lpips", pa.float64()),  # of the stored example, by the network that the user gave
@@ -170,8 +172,8 @@ def measure(
 ) -> Metrics:
     """All metrics of a table of samples.
 
-    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and do not
-    count as robust.
+    Skipped rows (never attacked) are in no denominator; but those that had nothing to lose are in
+    the figures of boxes. Failed and unstable ones are, and do not count as robust.
 
     Args:
         samples: rows of `SAMPLES`.
@@ -218,6 +220,9 @@ def measure(
         )
     if (figures := OF_TASK.get(task.partition("(")[0])) is not None:
         options, called = spec.call(task, "task")[2], dict(enumerate(objects or ()))
+        if "nothing_to_lose" in table.column_names:  # such an image may have boxes, too
+            empty = _flags(samples, "nothing_to_lose")
+            table = samples.filter(pa.array((everything != "skipped") | empty))
         truth, clean, attacked = _outputs(table)
         return shown.model_copy(update=figures(Answered(truth, clean, attacked, options, called)))
     names = dict(enumerate(class_names or map(str, range(classes + 1))))

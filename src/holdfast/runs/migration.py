@@ -54,6 +54,11 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "Attack it by the gradients of its float version",
     ),
     ("rows examined", "rows probed"),
+    (
+        "reach more. Give a model with gradients, or a surrogate.",
+        "reach more. Give a model that has gradients, or a surrogate. Trees have none: under "
+        "linf and a schema treeexact reads their leaves, and --certify proves rows.",
+    ),
 )
 
 
