@@ -117,6 +117,15 @@ def test_rows_at_random_are_the_same_in_shards_and_found_again_by_verify() -> No
     assert hf.verify("one", usercode.find("models.py:means")(), "digits") == []
 
 
+@pytest.mark.slow
+def test_workers_share_rows_at_random() -> None:
+    drawn = ("--samples", "40", "--random")
+    assert holdfast("evaluate", *ASKED, *drawn, "--out", "one").exit_code == 0
+    two = ("--workers", 2, "--out", "two")
+    assert holdfast("evaluate", *ASKED, *drawn, *two).exit_code == 0
+    same_run("one", "two")
+
+
 def test_another_sample_is_refused() -> None:
     for seed in ("0", "1"):
         part = ("--samples", "20", "--random", "--seed", seed, "--shard", f"{seed}/2")

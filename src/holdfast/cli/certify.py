@@ -32,7 +32,8 @@ def certify(
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
-    target, source = options.open_attacked(model, data, how, rows | options.drawn(part, seed))
+    rows |= options.drawn(part, seed)
+    target, source = options.open_attacked(model, data, how, rows)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = prove(

@@ -94,9 +94,8 @@ def evaluate(
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
-    target, source = options.open_attacked(
-        model, data, how, rows | options.drawn(part, seed), **access
-    )
+    rows |= options.drawn(part, seed)
+    target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = measure(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from holdfast.arguments import checked
-from holdfast.data import cifar10, digits, factory, idx, layouts, libsvm, npz
+from holdfast.data import cifar10, digits, factory, idx, layouts, libsvm, npz, saved
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
@@ -40,6 +40,7 @@ KINDS = {
     " --label NAME); plain or .gz",
     "parquet": "FILE.parquet, or a folder of such: the same columns, or a list column x; in both a "
     "column group names groups; also by URL: s3://bucket/FILE.parquet",
+    "saved": "DIR: a Hugging Face dataset, as save_to_disk writes it, memory-mapped; its splits",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
 _ENDINGS = {
@@ -276,6 +277,8 @@ def kind_of(spec: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     """By COCO's annotations, by folders of labels or masks next to that of the images, or by its
     first image or sound."""
+    if saved.is_saved(folder):
+        return "saved"
     if layouts.coco_files(folder):
         return "coco"
     for kind, other in (("masks", "masks"), ("yolo", "labels")):
@@ -307,6 +310,8 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             return Table(place(spec) if is_url(spec) else path, spec, split, scale, **loading)
         case "folder" | "coco" | "yolo" | "masks":
             return _open_pictures(kind, path, spec, split, scale, loading)
+        case "saved":
+            return saved.open_saved(path, spec, split, scale)
         case "waves":
             from holdfast.data.waves import Waves
 
