@@ -72,7 +72,7 @@ class Dispatch:
         self.at: dict[int, Shard] = {}  # of each worker that has one
         self.progress: dict[int, Progress] = {}
         self.deaths: Counter[Shard] = Counter()
-        self.falls: Counter[int] = Counter()  # of each worker since it was last ready
+        self.early_deaths: Counter[int] = Counter()  # of each worker since it was last ready
         self.failed: dict[Shard, str] = {}
 
     def run(self) -> dict[Shard, str]:
@@ -104,7 +104,7 @@ class Dispatch:
             self._died(worker, said)
             return
         if what == "ready":
-            self.falls[worker] = 0
+            self.early_deaths[worker] = 0
             if self.left is None:
                 self.left = deque(self.cut(said))
                 self.total = len(self.left)
@@ -122,12 +122,12 @@ class Dispatch:
             else:
                 self.left.appendleft(shard)
         else:
-            self.falls[worker] += 1
+            self.early_deaths[worker] += 1
             if worker in self.ready:
                 self.ready.remove(worker)
-        if self.falls[worker] < TRIES:
+        if self.early_deaths[worker] < TRIES:
             self.engine.start(worker)
-        elif all(self.falls[other] >= TRIES for other in range(self.workers)):
+        elif all(self.early_deaths[other] >= TRIES for other in range(self.workers)):
             raise InputError(
                 f"each worker died {TRIES} times before it was ready for a shard, the last with "
                 f"{said.rstrip('.')}."

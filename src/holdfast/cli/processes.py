@@ -54,12 +54,12 @@ class Processes:
                 text=True,
             )
         job = replace(self.job, given=self.job.given | self._device(worker))
-        self._tell(worker, base64.b64encode(pickle.dumps(job)).decode())
+        self._write(worker, base64.b64encode(pickle.dumps(job)).decode())
         self.listeners.append(threading.Thread(target=self._listen, args=(worker, process)))
         self.listeners[-1].start()
 
     def give(self, worker: int, shard: Shard, *, again: bool) -> None:
-        self._tell(worker, json.dumps(self.options_of(shard, again)))
+        self._write(worker, json.dumps(self.options_of(shard, again)))
 
     def events(self) -> Iterator[Event]:
         with suppress(queue.Empty):
@@ -75,7 +75,7 @@ class Processes:
         for listener in self.listeners:
             listener.join()
 
-    def _tell(self, worker: int, line: str) -> None:
+    def _write(self, worker: int, line: str) -> None:
         stdin = self.processes[worker].stdin
         assert stdin is not None
         with suppress(BrokenPipeError):  # of one that died at once

@@ -77,7 +77,7 @@ class Actors:
         self.actors: dict[int, Any] = {}
         self.calls: dict[Any, int] = {}  # to open or to measure: one at most of each worker
         self.asked: dict[Any, int] = {}  # for the progress, likewise
-        self.dead: list[tuple[float, Event]] = []  # and when that is told
+        self.dead: list[tuple[float, Event]] = []  # and when that is passed on
         self.began = self.last = time.monotonic()
         self.waiting = True
 
@@ -103,7 +103,7 @@ class Actors:
                 else:
                     yield from self._answer(ref)
         now = time.monotonic()
-        due = [event for told, event in self.dead if told <= now]
+        due = [event for when, event in self.dead if when <= now]
         self.dead = [pair for pair in self.dead if pair[0] > now]
         yield from due
         if self.waiting and now > self.began + WAITED:
