@@ -208,16 +208,16 @@ def harden(
     if isinstance(plan, Recipe):
         how |= {"devices": devices, "precision": precision, "every": every}
         asked = target, source, threat, plan
-        objective_of, *penalties = recipes.parts(plan)
+        trained_by, penalties = recipes.parts(plan)
         if of_classes:
             how["min_recall"] = min_recall
             if more:
                 boxed = threat.schema is None
                 how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
             asked = at_threshold(target, odds), source, threat, plan
-            training = training_of(network, *asked, objective_of, *penalties, **how)
+            training = training_of(network, *asked, trained_by, penalties, **how)
         else:
-            training = training_of_truths(network, *asked, objective_of, own, **how)
+            training = training_of_truths(network, *asked, trained_by, own, **how)
         _check_threat(threat, target, plan.judge)
         _check_parts(training)
     else:
