@@ -322,9 +322,7 @@ def test_an_activation_has_the_bounds_of_its_form_in_torch(
     target, x, y = make(name), torch.full((2, 6), 0.5), torch.tensor([0, 2])
     known = lower(wrap(Layers(ACTIVATIONS[name] or getattr(nn.functional, name))), x, y, 0.1)
     found = lower(target, x, y, 0.1)
-    # which of several tangents a smooth one gets may hang on the last bit of what it takes
-    bent = ("relu6", "hardsigmoid", "leaky_relu", "abs", "square", "clip", "maximum")
-    assert torch.allclose(found, known, rtol=0, atol=1e-5 if name in bent else 1e-2)
+    assert torch.allclose(found, known, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

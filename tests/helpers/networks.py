@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -168,16 +168,23 @@ def _pooled() -> nn.Module:
     )
 
 
-def smallest(network: nn.Module, region: Region, y: Tensor, samples: int, steps: int) -> Tensor:
+def smallest(
+    network: Callable[[Tensor], Tensor],
+    region: Region,
+    y: Tensor,
+    samples: int,
+    steps: int,
+    classes: int = CLASSES,
+    seed: int | None = None,
+) -> Tensor:
     """The smallest margins [n, k] that random points, corners and PGD find: above every sound
-    bound. inf for the true class."""
-    network = copy.deepcopy(network).double()
-    own = torch.arange(CLASSES) == y[:, None]
-    draws = torch.Generator().manual_seed(len(y))
+    bound. inf for the true class. The network is one of float64."""
+    own = torch.arange(classes) == y[:, None]
+    draws = torch.Generator().manual_seed(len(y) if seed is None else seed)
     width = float(region.hi.max() - region.lo.min())
 
     def asked(part: Region, d: Tensor) -> Tensor:
-        scores = network(part.x + d).view(len(y), -1, CLASSES)
+        scores = network(part.x + d).view(len(y), -1, classes)
         at = y[:, None, None].expand(-1, scores.shape[1], 1)
         return scores.gather(2, at) - scores
 
@@ -187,7 +194,7 @@ def smallest(network: nn.Module, region: Region, y: Tensor, samples: int, steps:
         d[::2] = d[::2].sign()
         least = asked(many, many.norm.project(d, many.eps, many.lo, many.hi)).amin(1)
     # one descent for each class, all at once
-    part = region.at(torch.arange(len(y)).repeat_interleave(CLASSES))
+    part = region.at(torch.arange(len(y)).repeat_interleave(classes))
     d = torch.zeros_like(part.x)
     for i in range(steps + 1):
         d.requires_grad_()

@@ -199,10 +199,42 @@ def test_boxes_of_another_convention_are_noticed() -> None:
     later = y.copy()
     later[there, 0] = 1
     refused(later, "class")
-    refused(np.where(np.arange(len(y))[:, None, None] == 3, -1.0, y), "row 3 .* no object")
+    refused(0 * y - 1, "no object in any of the 8 rows")
     wide = y.copy()
     wide[there, 1:] *= 40
     refused(wide, "out of an image")
+
+
+def test_images_without_an_object_are_skipped_unless_boxes_may_appear(tmp_path: Path) -> None:
+    x, y, bright = scene()
+    y[2] = -1
+    x[5], y[5], bright[5] = 0.7, -1, 0.7  # with four boxes that find none
+    how: Any = {"attacks": ["apgd(steps=4)", "square(steps=4)"]}
+    run = holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", out=tmp_path / "run", **how)
+    rows = run.samples.to_pydict()
+    skipped = [i in (2, 5) for i in range(len(x))]
+    assert [status == "skipped" for status in rows["status"]] == skipped
+    assert rows["nothing_to_lose"] == skipped
+    assert rows["forwards"][2] == rows["forwards"][5] == 0
+    assert run.robust_accuracy.n == 6
+    (found,) = [f for f in run.verdict.findings if f.check == "nothing_to_lose"]
+    assert (found.severity, found.ids) == ("info", [2, 5])
+    assert "skipped" not in {f.check for f in run.verdict.findings}
+    # as in COCO, boxes of such images count
+    said = (bright > 0.5).sum()
+    ghosts = run.metrics.of_task["boxes without an object per image"]
+    assert ghosts.clean == (said - (y[..., 0] >= 0).sum()) / 8
+    assert verify(run.folder, linear(head=HEAD), from_arrays(x, y)) == []
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part, span in zip(parts, ((2, 3), (3, 8)), strict=True):
+        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", samples=span, out=part, **how)
+    holdfast.merge(parts, tmp_path / "whole")
+    result = holdfast.attack(linear(head=HEAD), x, y, "linf(0.1)", "apgd(steps=4)")
+    assert result.skipped.tolist() == skipped
+    ghost = linear(head=HEAD, goal="ghost")
+    run = holdfast.evaluate(ghost, (x, 0 * y - 1), "linf(0.3)", attacks=["apgd(steps=4)"])
+    assert run.metrics.counts["skipped"] == 0
+    assert run.metrics.counts["broken"] > 0
 
 
 def test_boxes_that_only_the_model_can_tell_are_noticed_too() -> None:

@@ -12,6 +12,7 @@ import torch
 from helpers.cases import case
 from helpers.commands import holdfast as command
 from helpers.commands import names, refused, same_run
+from helpers.segmenter import trained
 from torch import Tensor, nn
 
 import holdfast
@@ -24,7 +25,6 @@ from holdfast.targets.truth import WithTruth
 from holdfast.tasks import Segmentation
 from holdfast.tasks import parse as task_of
 from holdfast.tasks.pixels import LOSSES
-from holdfast.testing import scenes_of_digits
 from holdfast.threats.threat import Threat
 
 EPS = 0.1
@@ -257,6 +257,25 @@ def test_a_run_is_verified_resumed_and_says_its_figures(tmp_path: Path):
     same_run(done.folder, again.folder)
 
 
+def test_images_without_the_region_are_skipped(tmp_path: Path):
+    net = linear()
+    x, y = data(net)
+    y[1][y[1] == 2] = 255
+    y[4] = 255
+    own = target(net, "segmentation(region=2)")
+    run = holdfast.evaluate(own, (x, y), "linf(0.1)", attacks=["sea(steps=4)"], out=tmp_path / "a")
+    assert [s == "skipped" for s in run.samples.column("status").to_pylist()] == [
+        False, True, False, False, True, False,
+    ]  # fmt: skip
+    assert 0 < run.metrics.of_task["pixel accuracy"].clean <= 1
+    assert holdfast.verify(tmp_path / "a", model=own, data=(x, y)) == []
+    few = target(net, "segmentation(miou=0.5)")
+    run = holdfast.evaluate(few, (x, y), "linf(0.1)", attacks=["sea(steps=4)"])
+    assert run.metrics.counts["skipped"] == 1
+    with pytest.raises(InputError, match="no pixel of class 2 in any of the 6 rows"):
+        holdfast.evaluate(own, (x, 0 * y), "linf(0.1)", attacks=["sea(steps=4)"])
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "masks of another size": (
         lambda y: y[:, :4],
@@ -370,30 +389,6 @@ def test_standard_is_stronger_on_portraits_than_steps_of_the_sign(
     model, data = cases / "onnx_sinet_portrait" / "SINet.onnx", tmp_path / "portraits.npz"
     judged = command("verify", tmp_path / "run", model, data)
     assert judged.exit_code == 0, judged.output
-
-
-def trained(steps: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small segmenter of scenes of three digits, trained so long, and scenes that it has not
-    seen."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(),
-        nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv2d(32, 4, 1),
-    )  # fmt: skip
-    known = scenes_of_digits(min(8 * steps, 256), classes=3, side=32)
-    x, y = torch.from_numpy(known.x), torch.from_numpy(known.masks)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    weight = torch.tensor([0.2, 1, 1, 1])
-    for step in range(steps):
-        rows = torch.arange(32 * step, 32 * step + 32) % len(x)
-        z = nn.functional.interpolate(net(x[rows]), (32, 32), mode="bilinear")
-        loss = nn.functional.cross_entropy(z, y[rows], weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    fresh = scenes_of_digits(n, seed=1, split="test", classes=3, side=32)
-    return net.eval(), torch.from_numpy(fresh.x), torch.from_numpy(fresh.masks)
 
 
 @pytest.mark.parametrize(

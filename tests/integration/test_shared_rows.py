@@ -8,6 +8,9 @@ import pytest
 from helpers.commands import holdfast, names, refused, same_run
 from helpers.model_files import MEANS
 
+import holdfast as hf
+from holdfast import usercode
+from holdfast.cli import dispatch
 from holdfast.runs.run import Run
 
 ASKED = ("models.py:means", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=3)")
@@ -38,7 +41,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_two_workers_make_the_run_of_one_process_also_where_one_is_killed() -> None:
+def test_two_workers_make_the_run_of_one_process_also_where_one_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "LEAST", 10)  # so that each is given two shards
     assert holdfast("evaluate", *ASKED, *ROWS, "--out", "one").exit_code == 0
     Path("models.py").write_text(MEANS + DYING)
     Path("deaths").write_text("1")
@@ -78,9 +84,8 @@ def test_a_worker_that_always_dies_is_named_and_its_work_kept() -> None:
     names(text, "the worker of shard", "died 3 times", "code -9", "--resume")
     names(refused("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two"), "unfinished run")
     more = ("--out", "two", "--resume")
-    names(refused("evaluate", *ASKED, *ROWS, "--workers", 3, *more), "--workers 2", "same number")
-    Path("deaths").write_text("0")
-    assert holdfast("evaluate", *ASKED, *ROWS, "--workers", 2, *more).exit_code == 0
+    Path("deaths").write_text("0")  # any number of workers goes on with the shards that are there
+    assert holdfast("evaluate", *ASKED, *ROWS, "--workers", 3, *more).exit_code == 0
     assert Run("two").samples.num_rows == 40
 
 
@@ -91,3 +96,69 @@ def test_what_workers_refuse_is_the_sentence_of_the_command() -> None:
     names(refused("evaluate", *ASKED, "--samples", "1", *two), "1 rows were asked for in 2 shards")
     names(refused("evaluate", "none.py:net", *ASKED[1:], *ROWS, *two), "none.py")
     assert not list(Path().glob("two*"))
+
+
+def test_rows_at_random_are_the_same_in_shards_and_found_again_by_verify() -> None:
+    drawn = ("--samples", "40", "--random")
+    assert holdfast("evaluate", *ASKED, *drawn, "--out", "one").exit_code == 0
+    whole, some = hf.as_source("digits"), hf.as_source("digits", random=(40, 0))
+    ids = some.ids  # pyright: ignore[reportAttributeAccessIssue]
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert set(ids) < set(hf.as_source("digits", random=90).ids)  # pyright: ignore
+    assert some.labels(0, 40).tolist() == whole.labels(0, len(whole))[ids].tolist()
+    assert Run("one").samples["label"].to_pylist() == some.labels(0, 40).tolist()
+    assert Run("one").manifest.data.loading == {"random": "40,0"}
+    for i in range(2):
+        part = ("--shard", f"{i}/2", "--out", "parts")
+        assert holdfast("evaluate", *ASKED, *drawn, *part).exit_code == 0
+    assert holdfast("merge", "parts").exit_code == 0
+    same_run("one", "parts/merged")
+    assert holdfast("verify", "parts/merged", "models.py:means", "digits").exit_code == 0
+    assert hf.verify("one", usercode.find("models.py:means")(), "digits") == []
+
+
+@pytest.mark.slow
+def test_workers_share_rows_at_random() -> None:
+    drawn = ("--samples", "40", "--random")
+    assert holdfast("evaluate", *ASKED, *drawn, "--out", "one").exit_code == 0
+    two = ("--workers", 2, "--out", "two")
+    assert holdfast("evaluate", *ASKED, *drawn, *two).exit_code == 0
+    same_run("one", "two")
+
+
+def test_another_sample_is_refused() -> None:
+    for seed in ("0", "1"):
+        part = ("--samples", "20", "--random", "--seed", seed, "--shard", f"{seed}/2")
+        assert holdfast("evaluate", *ASKED, *part, "--out", "parts").exit_code == 0
+    names(refused("merge", "parts"), "rows at random is 20,1", "has 20,0")
+    shard = ("--shard", "0/2", "--out", "parts", "--resume", "--random")
+    said = refused("evaluate", *ASKED, "--samples", "30", *shard)
+    names(said, "rows at random 20,0 and this command says 30,0")
+    names(refused("evaluate", *ASKED, "--samples", "2:9", "--random"), "--samples says", "2:9")
+    names(refused("evaluate", *ASKED, "--samples", "5000", "--random"), "5,000 rows", "has 360")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluate", "certify"])
+def test_four_shards_and_four_workers_make_the_run_of_one_process(command: str) -> None:
+    asked = (command, *(ASKED if command == "evaluate" else ASKED[:4]), *ROWS)
+    assert holdfast(*asked, "--out", "one").exit_code == 0
+    for i in range(4):
+        assert holdfast(*asked, "--shard", f"{i}/4", "--out", "parts").exit_code == 0
+    assert holdfast("merge", "parts").exit_code == 0
+    same_run("one", "parts/merged")
+    assert holdfast(*asked, "--workers", 4, "--out", "four").exit_code == 0
+    same_run("one", "four")
+
+
+@pytest.mark.slow
+def test_time_is_that_of_all_workers_and_they_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "LEAST", 10)
+    two = ("evaluate", *ASKED, *ROWS, "--workers", 2, "--out", "two")
+    done = holdfast(*two, "--max-seconds", 0)
+    assert done.exit_code == 0, done.output
+    names(done.stderr, "time ran out", "--out two --resume")
+    assert "skipped" in Run("two").samples["status"].to_pylist()
+    assert holdfast(*two, "--resume").exit_code == 0
+    assert holdfast("evaluate", *ASKED, *ROWS, "--out", "one").exit_code == 0
+    same_run("one", "two")

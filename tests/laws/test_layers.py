@@ -35,7 +35,7 @@ LAYERS = """
     data
     threats tasks
     arguments boxes decisions errors intervals losses memory norms quiet rng spec tensors \
-    usercode version
+    usercode urls version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}

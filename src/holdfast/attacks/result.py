@@ -111,7 +111,8 @@ class AttackResult:
     y: Any  # [n] int: the true classes; [n, k] where there are k labels or outputs
     success: Any  # [n] bool: right at first, and x_adv is legal and fools the model
     wrong: Any  # [n] bool: misclassified before any attack
-    skipped: Any  # [n] bool: of the class that is the target, and not attacked
+    # [n] bool: not attacked, since of the class that is the target, or with nothing to lose
+    skipped: Any
     size: Any  # [n] float64: of x_adv - x in the threat's norm; NaN where there is no success
     before: Any  # [n] int: the class that the model gives x; negative: none
     after: Any  # [n] int: the class that it gives x_adv
@@ -157,7 +158,7 @@ class AttackResult:
         attacked = ~wrong & ~skipped
         right, queries = int(attacked.sum()), _numpy(self.queries)[attacked]
         said = f"{self.attack} under {self.threat}: broke {int(success.sum()):,} of {right:,} rows"
-        left = ((wrong, "wrong before"), (skipped, "of the target class"))
+        left = ((wrong, "wrong before"), (skipped, "skipped"))
         more = [f"{int(rows.sum()):,} more {why}" for rows, why in left if rows.any()]
         if more:
             said += f" ({', '.join(more)})"

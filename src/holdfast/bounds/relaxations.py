@@ -194,7 +194,7 @@ class Smooth(Rule):
     The network's own form of it is off by `slack` at most, besides what it rounds.
     """
 
-    samples = 64
+    samples = 65  # odd: no sample lies in the middle, where several lines would be as high
 
     def __init__(
         self,

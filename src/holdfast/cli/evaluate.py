@@ -9,6 +9,7 @@ import typer
 
 from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError
+from holdfast.urls import named
 
 if TYPE_CHECKING:
     from holdfast.evaluation.estimate import Forecast
@@ -93,8 +94,9 @@ def evaluate(
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
+    rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows, **access)
-    with writing.resumable(folder):
+    with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = measure(
                 target,
@@ -107,10 +109,10 @@ def evaluate(
                 seed=seed,
                 max_queries=max_queries,
                 max_seconds=max_seconds,
-                out=folder,
+                out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=echo_estimate,
+                on_estimate=None if writing.listener else echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 certifier=options.ladder_of(**proofs) if certify else None,
@@ -128,6 +130,8 @@ def check_seconds(max_seconds: float | None) -> None:
 
 def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
     """Say what a finished run found, and whether it is good enough."""
+    if writing.listener is not None:
+        return 0  # of a shard, which is concluded with all others
     from holdfast.reporting import html, terminal
     from holdfast.runs import gates
     from holdfast.runs.store import untrusted
@@ -138,11 +142,11 @@ def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) 
     else:
         with untrusted(run.folder):  # a finished run that is gone on with may be anyone's
             writing.show(terminal.summary(run.manifest))
-    typer.echo(f"report: {page}", err=True)
+    typer.echo(f"report: {named(page)}", err=True)
     if run.unfinished:
         typer.echo(
             "time ran out before all attacks had run; go on with the same command and --out "
-            f"{run.folder} --resume, with any --max-seconds or none.",
+            f"{named(run.folder)} --resume, with any --max-seconds or none.",
             err=True,
         )
     code = writing.code_of(gates.judge(conditions, run.manifest))

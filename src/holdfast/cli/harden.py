@@ -9,6 +9,7 @@ import typer
 
 from holdfast.cli import options, texts, writing
 from holdfast.errors import SpecError
+from holdfast.urls import named
 
 if TYPE_CHECKING:
     from holdfast.runs.run import Run
@@ -42,6 +43,14 @@ def harden(
         options.about_training(
             help='An objective instead of the recipe\'s: "trades(beta=6)" (list objectives).',
             metavar="OBJECTIVE",
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        options.about_training(
+            help="The loss of a detector or a segmenter (--task): a function of the module, inputs "
+            "and truths, which gives [n], or the mean; path/file.py:function.",
+            metavar="FUNCTION",
         ),
     ] = None,
     class_weights: options.ClassWeights = None,
@@ -114,39 +123,42 @@ def harden(
 
     source, judged = options.open_to_train(data, test, rows)
     target = options.open_target(model, source, **how)
-    with writing.resumable(folder), writing.progress_bar() as on_progress:
-        made = make_robust(
-            target,
-            source,
-            options.open_threat(threat=threat, limits=how["limits"], schema=how["schema"]),
-            recipe=recipe,
-            objective=objective,
-            epochs=epochs,
-            class_weights=class_weights,
-            test=judged,
-            out=folder,
-            resume=where["resume"],
-            protocol=protocol,
-            train_samples=texts.rows_of(train_samples, "--train-samples"),
-            test_samples=texts.rows_of(test_samples, "--test-samples"),
-            min_clean=min_clean,
-            min_recall=min_recall,
-            seed=seed,
-            on_progress=on_progress,
-            on_epoch=echo_epoch,
-            names=Names(model, how["arch"], "test", writing.command_line()),
-            synthetic=synthetic and options.open_further(synthetic, "train", rows),
-            synthetic_share=synthetic_share,
-            devices=devices,
-            precision=precision,
-            tensorboard=tensorboard,
-        )
-    if json:
-        typer.echo(made.comparison.model_dump_json(indent=1))
-    else:
-        writing.show(paired.summary(made.comparison))
-    what = "weights" if made.file.suffix == ".safetensors" else "model"
-    typer.echo(f"{what}: {made.file}\nlog: {folder / 'log.csv'}\nreport: {made.report()}", err=True)
+    with writing.resumable(folder) as here:
+        with writing.progress_bar() as on_progress:
+            made = make_robust(
+                target,
+                source,
+                options.open_threat(threat=threat, limits=how["limits"], schema=how["schema"]),
+                recipe=recipe,
+                objective=objective,
+                epochs=epochs,
+                class_weights=class_weights,
+                test=judged,
+                out=here,
+                resume=where["resume"],
+                protocol=protocol,
+                train_samples=texts.rows_of(train_samples, "--train-samples"),
+                test_samples=texts.rows_of(test_samples, "--test-samples"),
+                min_clean=min_clean,
+                min_recall=min_recall,
+                seed=seed,
+                on_progress=on_progress,
+                on_epoch=echo_epoch,
+                names=Names(model, how["arch"], "test", writing.command_line()),
+                synthetic=synthetic and options.open_further(synthetic, "train", rows),
+                synthetic_share=synthetic_share,
+                devices=devices,
+                precision=precision,
+                tensorboard=tensorboard,
+                loss=loss,
+            )
+        if json:
+            typer.echo(made.comparison.model_dump_json(indent=1))
+        else:
+            writing.show(paired.summary(made.comparison))
+        what = "weights" if made.file.suffix == ".safetensors" else "model"
+        said = f"{what}: {made.file}\nlog: {here / 'log.csv'}\nreport: {made.report()}"
+        typer.echo(named(said), err=True)
     return _gate(made.after, min_clean, min_recall)
 
 

@@ -17,6 +17,7 @@ import typer
 from holdfast.cli import texts
 from holdfast.cli.writing import fresh_folder
 from holdfast.errors import InputError, SpecError
+from holdfast.urls import place
 
 if TYPE_CHECKING:
     from holdfast.certification import Ladder
@@ -47,7 +48,9 @@ Data = Annotated[
         help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
     ),
 ]
-Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Folder = Annotated[
+    Any, typer.Argument(help="A run folder, or its URL.", metavar="RUN", parser=place)
+]
 ThreatText = Annotated[
     str,
     typer.Option(
@@ -191,6 +194,7 @@ def open_source(
     data: str,
     default: str = "test",
     box: "Bounds | None" = None,
+    random: str | None = None,
     *,
     bounds: RawRange = None,
     limits: Limits = None,
@@ -235,12 +239,13 @@ def open_source(
     Args:
         default: the split where no option says it.
         box: the bounds where no option should.
+        random: how many rows to draw, and the seed: see `drawn`.
     """
     from holdfast.data import open_data
 
     high = (box or box_of(bounds, limits, schema=schema)).high
     loading = {"label": label, "classes": classes, "resize": resize, "crop": crop}
-    return open_data(data, split=split or default, scale=high <= 1, **loading)
+    return open_data(data, split=split or default, scale=high <= 1, random=random, **loading)
 
 
 def open_further(data: str, split: str, rows: Mapping[str, Any]) -> "Source":
@@ -407,10 +412,17 @@ def open_threat(
 
 
 def rows_to_measure(
-    source: "Source", *, samples: Samples = None, shard: ShardText = None
+    source: "Source",
+    *,
+    samples: Samples = None,
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Draw the --samples at random, by the seed."),
+    ] = False,
+    shard: ShardText = None,
 ) -> int | tuple[int, int] | None:
-    """A count of rows or a range of them; None: all."""
-    asked = texts.rows_of(samples)
+    """A count of rows or a range of them; None: all, or all that were `drawn`."""
+    asked = None if random else texts.rows_of(samples)
     if shard is None:
         return asked
     from holdfast.evaluation.prepare import rows_asked
@@ -419,18 +431,35 @@ def rows_to_measure(
     return parse(shard).rows(*rows_asked(asked, len(source), source.name))
 
 
+def drawn(part: Mapping[str, Any], seed: int) -> dict[str, str]:
+    """The rows that are drawn at random, as `open_source` takes them; nothing where none are."""
+    if not part["random"]:
+        return {}
+    count = texts.rows_of(part["samples"])
+    if not isinstance(count, int):
+        raise SpecError(
+            f"--random draws as many rows as --samples says, which is {part['samples']}; give a "
+            "count such as 5000."
+        )
+    return {"random": f"{count},{seed}"}
+
+
 def folder_of(
     model: str,
     what: str,
     shard: str | None = None,
     *,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The folder; default: a new one under runs/.", metavar="FOLDER"),
+        Any,
+        typer.Option(
+            help="The folder, or its URL (s3://bucket/run); default: a new one under runs/.",
+            metavar="FOLDER",
+            parser=place,
+        ),
     ] = None,
     resume: Resume = False,
-) -> Path:
-    """The folder of a run, which may have to be there; that of a shard is within.
+) -> Path | str:
+    """The folder of a run or its URL, which may have to be there; that of a shard is within.
 
     Raises:
         InputError: that, or there is a shard, and none is named.
@@ -442,8 +471,12 @@ def folder_of(
 
         if out is None:
             raise InputError("--shard needs the folder that holds all shards: give --out.")
-        return out / str(parse(shard))
+        return place(f"{out}/{parse(shard)}")
     return out or fresh_folder(model, what)
+
+
+# of a worker, which measures shard after shard: what it opened for all of them
+opened: "tuple[Target, Source] | None" = None
 
 
 def open_attacked(
@@ -461,6 +494,8 @@ def open_attacked(
     ] = None,
 ) -> "tuple[Target, Source]":
     """The model, with the gradients that the adversary has of it, and the data."""
+    if opened is not None:
+        return opened
     source = open_source(data, **rows)
     target = open_target(model, source, **how)
     if surrogate is None:

@@ -11,6 +11,7 @@ import typer
 
 from holdfast.cli import options, texts, writing
 from holdfast.errors import HoldfastError, InputError, listed
+from holdfast.urls import named, place
 
 SLOWER = 10  # times as long as the run's may a proof take that is made again
 
@@ -35,11 +36,13 @@ def verify(
     from holdfast.evaluation.verify import verify as check
     from holdfast.reporting import html
     from holdfast.reporting.words import percent, printable
+    from holdfast.runs.remote import fetched
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
     from holdfast.tasks import runs_code
 
-    (manifest, _), limits = open_manifest(run), read_limits(run)
+    folder = fetched(run)
+    (manifest, _), limits = open_manifest(folder), read_limits(folder)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
         raise InputError(
             f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
@@ -60,7 +63,7 @@ def verify(
     target = options.open_target(model, source, box, **as_then | _given(how))
     limit = getattr(manifest.certification, "seconds_per_row", None)
     wrong = check(
-        run,
+        folder,
         target,
         source,
         perceptual=perceptual,
@@ -72,7 +75,7 @@ def verify(
         gave = "probabilities" if said.probabilities else "logits"
         wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
     try:
-        wrong += html.differs(run)
+        wrong += html.differs(folder)
     except InputError as error:
         wrong.append(f"report.html: {error}")
     schema = texts.schema_of(how["schema"])
@@ -102,8 +105,12 @@ def _given(said: dict[str, Any]) -> dict[str, Any]:
 
 def compare(
     runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN"),
+        list[Any],
+        typer.Argument(
+            help="Run folders, or their URLs; each is compared with the first.",
+            metavar="RUN",
+            parser=place,
+        ),
     ],
     page: Annotated[
         Path | None,
@@ -122,9 +129,11 @@ def compare(
     from holdfast.reporting import paired
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.compare import spread
+    from holdfast.runs.remote import fetched
 
     code = 0
-    for found in [pair(runs[0], other) for other in runs[1:]]:
+    folders = [fetched(run) for run in runs]
+    for found in [pair(folders[0], other) for other in folders[1:]]:
         if found.contradictions:
             rows, code = listed(found.contradictions, 5), 3
             said = f"contradiction: rows {rows} are proved in one of {' and '.join(found.runs)}"
@@ -135,23 +144,27 @@ def compare(
             writing.show(paired.summary(found))
         if page is not None:
             typer.echo(f"page: {paired.write(page, found)}", err=True)
-    if (found := spread(runs)) is not None:
+    if (found := spread(folders)) is not None:
         typer.echo(found.model_dump_json() if json else paired.seeds(found))
     return code
 
 
 def merge(
     runs: Annotated[
-        list[Path],
+        list[Any],
         typer.Argument(
-            help="Run folders of disjoint rows, or the one folder of all shards.", metavar="RUN"
+            help="Run folders of disjoint rows, or the one folder of all shards; or their URLs.",
+            metavar="RUN",
+            parser=place,
         ),
     ],
     out: Annotated[
-        Path | None,
+        Any,
         typer.Option(
-            help="The folder of the merged run; default, of shards: merged, within theirs.",
+            help="The folder of the merged run, or its URL; default, of shards: merged, within "
+            "theirs.",
             metavar="FOLDER",
+            parser=place,
         ),
     ] = None,
 ) -> int:
@@ -160,28 +173,34 @@ def merge(
     from holdfast.evaluation.merge import merge as join
     from holdfast.evaluation.shards import is_store
     from holdfast.reporting import html, terminal
+    from holdfast.runs.remote import fetched, mirrored
     from holdfast.runs.store import untrusted
 
+    folders = [fetched(run) for run in runs]
     if out is None:
-        if len(runs) > 1 or not is_store(runs[0]):
+        if len(runs) > 1 or not is_store(folders[0]):
             raise InputError("--out is not given: name the folder of the merged run.")
-        out = runs[0] / "merged"
-    fresh = not out.exists()
-    try:
-        with untrusted(out):
-            merged = join(runs, out).manifest
-            writing.show(terminal.summary(merged))
-            typer.echo(f"report: {html.write(out)}", err=True)
-    except HoldfastError:
-        if fresh:
-            shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
-        raise
+        out = f"{runs[0]}/merged"
+    with mirrored(out) as whole:
+        fresh = not whole.exists()
+        try:
+            with untrusted(whole):
+                merged = join(folders, whole).manifest
+                writing.show(terminal.summary(merged))
+                typer.echo(f"report: {named(html.write(whole))}", err=True)
+        except HoldfastError:
+            if fresh:  # so that nothing is in the way of the next try
+                shutil.rmtree(whole, ignore_errors=True)
+            raise
     return 3 if writing.contradicted(merged) else 0
 
 
 def report(
     run: Annotated[
-        Path, typer.Argument(help="The folder of a run or of a hardening.", metavar="RUN")
+        Any,
+        typer.Argument(
+            help="The folder of a run or of a hardening, or its URL.", metavar="RUN", parser=place
+        ),
     ],
     junit: Annotated[
         Path | None,
@@ -200,6 +219,13 @@ def report(
 ) -> int:
     """Write report.html from the stored evidence, show the summary, and write other forms that are
     asked for."""
+    from holdfast.runs.remote import mirrored
+
+    with mirrored(run) as folder:
+        return _report(folder, gate, junit=junit, sarif=sarif, markdown=markdown, card=model_card)
+
+
+def _report(run: Path, gate: list[str] | None, **forms: Path | None) -> int:
     from holdfast.reporting import html, pages, paired, terminal
     from holdfast.reporting import junit as tests
     from holdfast.reporting import markdown as md
@@ -209,32 +235,32 @@ def report(
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
     if pages.is_hardening(run):
-        if gate or any((junit, sarif, markdown, model_card)):
+        if gate or any(forms.values()):
             raise InputError(
                 f"{run} is a hardening, whose two runs are {run / 'before'} and {run / 'after'}; "
                 "give one of them for gates and other forms of the report."
             )
         page = pages.write_hardening(run)
         writing.show(paired.summary(pair(run / "before", run / "after")))
-        typer.echo(f"report: {page}", err=True)
+        typer.echo(f"report: {named(page)}", err=True)
         return 0
     conditions = [gates.parse(text) for text in gate or ()]
     manifest = read_manifest(run)
     judged = gates.judge(conditions, manifest)
-    makers = (
-        (junit, lambda: tests.junit(manifest, judged)),
-        (sarif, lambda: scan.sarif(manifest, judged)),
-        (markdown, lambda: md.summary(manifest, judged).encode()),
-        (model_card, lambda: md.card(manifest).encode()),
-    )
+    makers = {
+        "junit": lambda: tests.junit(manifest, judged),
+        "sarif": lambda: scan.sarif(manifest, judged),
+        "markdown": lambda: md.summary(manifest, judged).encode(),
+        "card": lambda: md.card(manifest).encode(),
+    }
     with untrusted(run):
-        made = [(path, make()) for path, make in makers if path is not None]
+        made = [(path, makers[form]()) for form, path in forms.items() if path is not None]
         streamed = [content.decode() for path, content in made if path == Path("-")]
         if streamed:
             typer.echo("\n".join(streamed), nl=False)
         else:
             writing.show(terminal.summary(manifest))
-    typer.echo(f"report: {html.write(run)}", err=True)
+    typer.echo(f"report: {named(html.write(run))}", err=True)
     for path, content in made:
         if path != Path("-"):
             write_bytes(path, content)

@@ -90,10 +90,14 @@ def command_line() -> str:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Work on a run folder, which goes on where it was interrupted."""
+def resumable(folder: Path | str) -> Iterator[Path]:
+    """Work on a run folder, or on a copy of one at a URL, which goes on where it was
+    interrupted."""
+    from holdfast.runs.remote import mirrored
+
     try:
-        yield
+        with mirrored(folder) as here:
+            yield here
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted; go on with the same command and --out {folder} --resume.", err=True

@@ -30,7 +30,7 @@ class Source(ABC):
         columns: of a table: what each feature is called, and how its values are numbers in x.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
-        loading: options of `open_data` that were given: label, classes, resize, crop.
+        loading: options of `open_data` that were given: label, classes, resize, crop, random.
     """
 
     name: str
@@ -58,6 +58,10 @@ class Source(ABC):
         Raises:
             InputError: a row cannot be read (a damaged image, the user's own dataset raised).
         """
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        """y of `rows`; cheaper, where x need not be read for it."""
+        return self.rows(start, stop)[1]
 
     def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """What goes with these rows and never changes, by name: further inputs x2, x3, ..., or the

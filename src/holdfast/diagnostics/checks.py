@@ -19,6 +19,7 @@ from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
 from holdfast.runs.manifest import Finding, Severity
 from holdfast.targets.target import Target
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 # protocols that stronger trials are added to; a list to compare with stays itself
@@ -29,8 +30,8 @@ PROBED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 def probed(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are probed before a protocol of this name; `evaluate` and `verify` ask
     here."""
-    usual = not target.inputs.context and threat.additive
-    return threat.bounded and protocol in PROBED and budget is None and usual
+    alone = not target.inputs.context or (isinstance(target, WithTruth) and target.rule.structured)
+    return threat.bounded and protocol in PROBED and budget is None and alone and threat.additive
 
 
 NO_EPS = Finding(
@@ -161,6 +162,13 @@ def _fits(trial: Trial, threat: Threat, sources: GradientSources) -> bool:
     return True
 
 
+_STEPS = "Typical of thresholds, rounding, detached code and saturated units."
+_STRUCTURED = (
+    "Typical of what comes after suppression, a threshold or an argmax: give the raw head, boxes "
+    "and scores before non-maximum suppression, or logits of pixels."
+)
+
+
 def _zero_gradient(a: Answers) -> Iterator[Finding]:
     rows = np.zeros(len(a.ids), bool)
     for flags in a.zero.values():
@@ -171,7 +179,7 @@ def _zero_gradient(a: Answers) -> Iterator[Finding]:
             a, "zero_gradient", rows, 0, "gradients",
             f"On {rows.sum()} of {len(rows)} rows probed the gradient ({losses}) is exactly "
             "zero, at the input or near it: an attack that follows it does not move.",
-            "Typical of thresholds, rounding, detached code and saturated units.",
+            _STRUCTURED if a.structured else _STEPS,
             "AutoAttack's checks; arXiv:1802.00420, section 3.1",
         )  # fmt: skip
 
@@ -251,7 +259,7 @@ def _binarisation(a: Answers) -> Iterator[Finding]:
         "holdfast.testing"
     )
     if a.planted is None or a.missed is None or a.planted.sum() < 4:
-        if a.zero:
+        if a.zero and not a.structured:
             yield _found(
                 a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
                 "The binarisation test was not made: it needs a torch module that ends in a linear "

@@ -16,6 +16,7 @@ from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
 from holdfast.errors import listed
 from holdfast.runs.manifest import CONTRADICTION, Facts, Finding, Metrics, TrialInfo, Verdict
+from holdfast.runs.metrics import column_of
 
 
 def conclude(
@@ -62,10 +63,7 @@ def _contradictions(table: pa.Table) -> Iterator[Finding]:
     """Of rows with a proof and with a legal example that breaks them: one of both is wrong."""
     if "certified_by" not in table.column_names:
         return
-    status, size, radius = (
-        table.column(n).to_numpy(zero_copy_only=False)
-        for n in ("status", "size", "certified_radius")
-    )
+    status, size, radius = (column_of(table, n) for n in ("status", "size", "certified_radius"))
     proved = ~table.column("certified_by").is_null().to_numpy()
     both = (proved & (status == "broken")) | (size.astype(float) <= radius.astype(float))
     if both.any():
@@ -95,7 +93,18 @@ def _statuses(table: pa.Table, metrics: Metrics, *, schema: bool) -> Iterator[Fi
             f"{n} rows change their label with batch size or repeat. They do not count as robust."
         )
         yield Finding(check="unstable", severity=severity, text=text, value=share, threshold=0.01)
-    if n := metrics.counts["skipped"]:
+    empty = _empty(table)
+    if n := int(empty.sum()):
+        severity, text = (
+            "info",
+            f"{n} of {table.num_rows} images hold nothing that could be lost, no ",
+        )
+        text += "object or no pixel; they were not attacked, and robust accuracy is of the others."
+        if n == table.num_rows:
+            severity, text = "red", "No image holds anything that could be lost: nothing was asked."
+        ids = table.column("id").to_numpy()[empty][:100].tolist()
+        yield Finding(check="nothing_to_lose", severity=severity, text=text, value=n, ids=ids)
+    if n := metrics.counts["skipped"] - n:
         severity, text = "red", "No row was attacked: time ran out, or their class is the goal."
         text += " There is no figure; give more time."
         if n < table.num_rows:
@@ -113,8 +122,15 @@ def _statuses(table: pa.Table, metrics: Metrics, *, schema: bool) -> Iterator[Fi
         yield Finding(check="unfinished", severity="amber", text=text, value=n, threshold=0)
 
 
+def _empty(table: pa.Table) -> np.ndarray:
+    """Which rows have nothing to lose: [n] bool."""
+    if "nothing_to_lose" not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    return table.column("nothing_to_lose").to_numpy(zero_copy_only=False)
+
+
 def _robust(table: pa.Table) -> np.ndarray:
-    return table.column("status").to_numpy(zero_copy_only=False) == "robust"
+    return column_of(table, "status") == "robust"
 
 
 def _zero_gradients(table: pa.Table, answered: bool) -> Iterator[Finding]:
@@ -123,7 +139,7 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Iterator[Finding]:
     blind = robust & (backwards > 0) & (zero * 2 > backwards)
     if not blind.any():
         return
-    broken = table.column("status").to_numpy(zero_copy_only=False) == "broken"
+    broken = column_of(table, "status") == "broken"
     share, severity = float(blind.sum()) / int((robust | broken).sum()), "amber"
     text = (
         f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks "

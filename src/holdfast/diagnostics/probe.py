@@ -26,6 +26,7 @@ from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
@@ -89,6 +90,7 @@ class Answers:
     missed: np.ndarray | None = None  # [m] bool: and the attack did not find it
     passes: dict[str, int] = field(default_factory=dict)  # forwards and backwards of each question
     costs: Costs = field(default_factory=Costs)
+    structured: bool = False  # the model gives boxes or pixels
 
     def charge(self, name: str, forwards: int, backwards: int = 0) -> None:
         self.passes[name] = self.passes.get(name, 0) + forwards + backwards
@@ -121,7 +123,8 @@ def probe_rows(
     gradients; and in which it failed: `whole` with the whole box to move in, `larger` with twice
     eps though it had succeeded within eps.
     """
-    found = Answers(rows.ids.cpu().numpy())
+    structured = isinstance(target, WithTruth) and target.rule.structured
+    found = Answers(rows.ids.cpu().numpy(), structured=structured)
     found.charge("clean", rows.forwards)
     if not len(rows.ids) or rows.scores is None or target.access < Access.GRADIENTS:
         return found
@@ -148,7 +151,7 @@ def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> No
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for point in (x, close):
-        z, pull = target.linearize(point)
+        z, pull = target.linearize(rows.batch.with_x(point))
         g = torch.zeros_like(point)
         for loss, flags in zero.items():
             with torch.enable_grad():
@@ -165,27 +168,29 @@ def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> No
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if (
-        target.cost.draws > 1 or target.gradients.approximate
-    ):  # no exact derivative of what is asked
-        return
+    if target.cost.draws > 1 or target.gradients.approximate:
+        return  # no exact derivative of what is asked
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
+    if target.losses:
+        return  # the margin is a count of pixels, and its gradient that of a loss
     # Not at x: where its features are equal, as in a black corner, a max-pool has no derivative.
-    other = without(target.task.against(target.scores(close), y), y).argmax(1)
+    there = rows.batch.with_x(close)
+    other = without(target.task.against(target.scores(there), y), y).argmax(1)
     errors = []
     for share in (1e-3, 1e-2):
         h = share * (target.bounds.high - target.bounds.low)
         up, down = (
-            _lead(target, close + side * h * slopes[1].sign(), y, other) for side in (1, -1)
+            _lead(target, there.with_x(close + side * h * slopes[1].sign()), y, other)
+            for side in (1, -1)
         )
         errors.append(((up - down) / (2 * h * flat[1].abs().sum(1).clamp_min(1e-300)) - 1).abs())
     found.charge("slope", 5 * n)
     found.slope = _np(torch.minimum(*errors))
 
 
-def _lead(target: Target, x: Tensor, y: Tensor, other: Tensor) -> Tensor:
-    z = target.task.against(target.scores(x).double(), y)
+def _lead(target: Target, rows: Batch, y: Tensor, other: Tensor) -> Tensor:
+    z = target.task.against(target.scores(rows).double(), y)
     return (z.gather(1, other[:, None]) - z.gather(1, y[:, None]))[:, 0]
 
 
@@ -213,7 +218,7 @@ def _attacks(
             result = run(
                 trial.attack,
                 attacked,
-                part.x,
+                part.batch,
                 part.y,
                 threat,
                 ids=part.ids.cpu(),

@@ -36,7 +36,7 @@ from holdfast.evaluation.protocols import PROTOCOLS, chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
 from holdfast.targets.target import Target
-from holdfast.targets.truth import TRUTH
+from holdfast.targets.truth import TRUTH, nothing_to_lose
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat, as_threat
 
@@ -232,7 +232,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
-    skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x)
+    skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x) | nothing_to_lose(target, batch)
     right = ((clean.label == y) & ~skipped).cpu()
     margin, lowest = _margin(target, clean, y), size.clone()
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
@@ -292,7 +292,7 @@ def _judged(
     wrong, x = (clean.label != y) & ~skipped, batch.x
 
     def success(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        legal, size = judge.within(target, threat, x, point)
+        legal, size = judge.within(target, threat, batch, point)
         label = judge.rule(target, batch.with_x(threat.apply(x, point)), seed).label
         return legal & meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 

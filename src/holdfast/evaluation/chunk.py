@@ -29,7 +29,7 @@ from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target, sealed
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
 
@@ -340,7 +340,7 @@ def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
     shown = state.shown(at)
     ruling = judge.rule(settings.target, shown, settings.seed)
     widest = settings.threat.at(max(settings.measured))
-    legal, size = judge.within(settings.target, widest, state.x[at], state.best[at])
+    legal, size = judge.within(settings.target, widest, state.batch[at], state.best[at])
     agreed = meets_goal(state.threat.of_rows(at), ruling.label.cpu(), state.y[at])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
@@ -361,6 +361,7 @@ def _status(
     status[found.at[found.unstable].numpy()] = "unstable"
     status[found.at[found.failed].numpy()] = "failed"
     status[~settings.threat.accepts(state.x).numpy()] = "skipped"  # no row of the table itself
+    status[nothing_to_lose(settings.target, state.batch).numpy()] = "skipped"
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
     if settings.trials and bool(state.asked.any()):
@@ -433,13 +434,16 @@ def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict
     after[found.at[found.broken]] = lost.to(after.dtype)
     # the scores are recast: their softmax says nothing
     nothing = np.full(len(state.y), np.nan, np.float32)
-    return {
+    columns = {
         "clean_confidence": nothing,
         "attacked_confidence": nothing.copy(),
         "truth": truth.numpy(),
         "clean_output": before.numpy(),
         "attacked_output": after.numpy(),
     }
+    if settings.target.rule.structured:
+        columns["nothing_to_lose"] = settings.target.empty(state.batch).numpy()
+    return columns
 
 
 def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> Tensor:
@@ -447,7 +451,7 @@ def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> T
     where no legal input of a lower one is known."""
     assert isinstance(settings.target, WithTruth)
     changed = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
-    changed &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
+    changed &= judge.within(settings.target, settings.threat, state.batch, state.best)[0]
     at = (state.asked & changed & ~state.failed).nonzero()[:, 0]
     after, shown = before.clone(), state.shown(at)
     scores = judge.rule(settings.target, shown, settings.seed).scores
@@ -465,7 +469,7 @@ def _refused(settings: SearchSettings, state: ChunkState, robust: Tensor) -> np.
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : settings.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & meets_goal(state.threat.of_rows(at), bare, state.y[at])
-    held &= judge.within(settings.target, settings.threat, state.x[at], state.best[at])[0]
+    held &= judge.within(settings.target, settings.threat, state.batch[at], state.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
     return column
@@ -490,6 +494,7 @@ def _begin(
         settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed
     )
     asked &= ~meets_goal(threat, y, y) & threat.accepts(batch.x)
+    asked &= ~nothing_to_lose(settings.target, batch)
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:

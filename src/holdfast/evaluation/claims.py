@@ -16,6 +16,7 @@ from holdfast.attacks.problem import legal_size
 from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source
 from holdfast.diagnostics import checks
+from holdfast.diagnostics.detectors import first_answers
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
@@ -29,6 +30,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.tasks import Classes
 from holdfast.threats import spatial
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
@@ -67,7 +69,7 @@ def claims(
     sources = GradientSources(target, asked, source)
     yield from _noted(manifest, asked, target, source, labels, sources)
     yield from _trials(manifest, asked, sources)
-    yield from _rounds(manifest, asked, table)
+    yield from _rounds(manifest, asked, target.task, table)
 
 
 def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
@@ -242,17 +244,20 @@ def _trials(manifest: Manifest, threat: Threat, sources: GradientSources) -> Ite
         )
 
 
-def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str]:
+def _rounds(manifest: Manifest, threat: Threat, task: Classes, table: pa.Table) -> Iterator[str]:
     """Each round of a trial at the threat's eps goes to the rows that those before it left, and to
     no others.
 
-    Where eps is inf, each goes to all rows, since another trial may find a smaller change.
+    Where eps is inf, each goes to all rows, since another trial may find a smaller change; and
+    where a row can be wrong in part, to broken rows too, until they are settled.
     """
     own = [t for t in manifest.trials if t.eps == manifest.threat.eps]
     status = table.column("status").to_numpy(zero_copy_only=False)
     label, clean = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
     low = int(np.isin(status, ["robust", "broken", "certified"]).sum())
     high = low + int((np.isin(status, ["unstable", "failed"]) & (label == clean)).sum())
+    margin = table.column("margin").to_numpy(zero_copy_only=False).astype(float)
+    unsettled = low - int(((status == "broken") & (margin <= -task.enough)).sum())
     whole = bool(table.column("finished").to_numpy(zero_copy_only=False).all())
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
@@ -267,7 +272,9 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
                     f"broken {done.broken}, but from {low} to {high} were left."
                 )
                 return
-            if threat.bounded:
+            if threat.bounded and task.enough:
+                low = unsettled
+            elif threat.bounded:
                 low, high = low - done.broken, high - done.broken
         attacked = sum(done.attacked for done in trial.restarts[:1])
         broken = sum(done.broken for done in trial.restarts)
@@ -294,6 +301,7 @@ def _noted(
         again = averaged(again)  # Holdfast itself took the mean, and says so
     if manifest.data.columns:
         again += one_size(source, threat)
+    again += first_answers(target, source)
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.probed(name, manifest.max_queries, target, threat)

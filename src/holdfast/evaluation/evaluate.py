@@ -106,7 +106,8 @@ def evaluate(
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time, and a trial that would last beyond it on
             fewer rows; those never attacked are `skipped`.
-        out: the folder; None: a temporary one, gone with the returned object.
+        out: the folder, or its URL, such as `s3://bucket/run`, of which the returned object is a
+            copy; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         on_progress: called with the `Progress`, often.
         on_estimate: called with the `Forecast` of what it costs, before it starts or grows.
@@ -135,7 +136,7 @@ def evaluate(
             job = _with_corruptions(job, baseline)
         job = _with_prover(job, certifier)
         if _opened(job):
-            _run(job, out)
+            _run(job, None if out is None else folder)
         return Run(folder, temporary=out is None)
 
 
@@ -167,9 +168,9 @@ def settings_of(
     )
 
 
-def _run(job: Evaluation, out: Path | str | None) -> None:
+def _run(job: Evaluation, kept: Path | None) -> None:
     """Probe, and answer what is asked of each chunk; then write the files of the run."""
-    with _kept(out):
+    with _kept(kept):
         job = _probed(job)
         for chunk in job.ready.chunks:
             _search(job, chunk)
@@ -194,12 +195,12 @@ def _with_prover(job: Evaluation, certifier: Certifier | None) -> Evaluation:
 
 
 @contextmanager
-def _kept(out: Path | str | None) -> Iterator[None]:
+def _kept(out: Path | None) -> Iterator[None]:
     """Within, an error says that what was measured before it is kept, where anything was."""
     try:
         yield
     except InputError as error:
-        if out is None or not Journal(Path(out)).holds:
+        if out is None or not Journal(out).holds:
             raise
         raise InputError(
             f"{error} What was measured until then is kept in {out}: the same command with this "

@@ -19,6 +19,7 @@ from holdfast.evaluation.shards import is_store, shards_of
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
+from holdfast.runs.remote import mirrored
 from holdfast.runs.run import Run, folder_of
 
 
@@ -29,27 +30,29 @@ def merge(shards: Path | str | Sequence[Run | Path | str], out: Path | str | Non
     Args:
         shards: the runs, or their folders, in any order; or the one folder that holds all shards of
             a run, each named as `shard-0-of-4`.
-        out: a new folder; None: `merged`, in the folder of all shards.
+        out: a new folder; None: `merged`, in the folder of all shards. Each of these may be a URL,
+            such as `s3://bucket/run`.
 
     Raises:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something
             already; a shard of a folder of all is missing or not finished.
     """
     given = [shards] if isinstance(shards, (str, Path)) else list(shards)
-    together = len(given) == 1 and is_store(folder_of(given[0]))
     folders = [folder_of(shard) for shard in given]
+    together = len(given) == 1 and is_store(folders[0])
     if together:
-        out, folders = out or folders[0] / "merged", shards_of(folders[0])
+        home = folders[0] if isinstance(given[0], Run) else given[0]
+        out, folders = out or f"{home}/merged", shards_of(folders[0])
     if out is None:
         raise InputError("the folder of the merged run is not named; give out.")
-    out = Path(out)
-    refuse_taken(out)
-    manifests = _alike(folders)
-    if together:
-        _adjoin(manifests)
-    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, folders)))):
-        _merged(manifests, out)
-    return Run(out)
+    with mirrored(out) as whole, left_as_found(whole, resumable=False):
+        refuse_taken(whole)
+        manifests = _alike(folders)
+        if together:
+            _adjoin(manifests)
+        with store.untrusted(Path(", ".join(map(str, folders)))):
+            _merged(manifests, whole)
+        return Run(whole)
 
 
 def _adjoin(manifests: Sequence[tuple[Manifest, Path]]) -> None:

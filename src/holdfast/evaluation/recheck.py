@@ -27,7 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target, sealed
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024  # rows asked about at once
@@ -141,7 +141,7 @@ def _clean(e: Evidence) -> Found:
     """What the model and the data say of the rows before any attack."""
     label, said, status = (e.columns[n] for n in ("label", "clean_prediction", "status"))
     parts = [slice(start, start + STRIDE) for start in range(0, len(label), STRIDE)]
-    asked = np.concatenate([np.zeros((5, 0), bool), *(_asked_again(e, part) for part in parts)], 1)
+    asked = np.concatenate([np.zeros((6, 0), bool), *(_asked_again(e, part) for part in parts)], 1)
     claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     called = "".join(status[claimed][:1])
     return (
@@ -150,6 +150,7 @@ def _clean(e: Evidence) -> Found:
         (asked[2], "the model's confidence on the clean rows {} is another"),
         (asked[3], "the labels of rows {} are not those of the data"),
         (asked[4], "the model's clean predictions for rows {} are others"),
+        (asked[5], "rows {} have something to lose and are said to have nothing, or the reverse"),
         (claimed, f"rows {{}} are misclassified clean, yet called {called}"),
         (
             (status == "wrong") & (said == label),
@@ -163,10 +164,12 @@ def _clean(e: Evidence) -> Found:
 
 
 def _asked_again(e: Evidence, part: slice) -> np.ndarray:
-    """Where some rows have another goal, output, confidence, label or prediction: [5, m] bool."""
+    """Where some rows have another goal, output, confidence, label or prediction, or are wrongly
+    said to have something to lose, or nothing: [6, m] bool."""
     columns, ids = e.columns, e.ids[part]
     rows, y = read_rows(e.source, ids)
     labels, ruling = torch.from_numpy(np.array(y, np.int64)), e.judged(rows)
+    empty = columns.get("nothing_to_lose", np.zeros(len(e.ids)))[part]
     stable = (columns["status"][part] != "unstable") & ruling.stable.cpu().numpy()
     other_goal = np.zeros(len(ids), bool)
     if goals.differ(e.threat):
@@ -182,6 +185,7 @@ def _asked_again(e: Evidence, part: slice) -> np.ndarray:
             _other_confidence(e, columns["clean_confidence"][part], ruling) & stable,
             columns["label"][part] != y,
             (ruling.label.cpu().numpy() != columns["clean_prediction"][part]) & stable,
+            nothing_to_lose(e.target, rows).numpy() != empty.astype(bool),
         ]
     )
 
@@ -262,6 +266,10 @@ def _chunks(e: Evidence) -> Found:
         accepted = e.threat.accepts(rows).numpy()
         yield ~accepted & ~skipped, "break the schema, but are not called skipped"
         reachable &= accepted
+    if "nothing_to_lose" in columns:
+        empty = columns["nothing_to_lose"].astype(bool)
+        yield empty & ~skipped, "have nothing to lose, but are not called skipped"
+        reachable &= ~empty
     # time runs out in the order of the rows
     late = _after(skipped & reachable, chunk) & reachable & ~skipped
     yield late, "were attacked, though rows before them in their chunk were skipped"
@@ -296,7 +304,7 @@ def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) ->
     point = widest.located(rows.x, found.x)
     if "point" in stored:
         point = torch.from_numpy(stored["point"]).to(dtype)
-    legal, size = judge.within(e.target, widest, rows.x, point)
+    legal, size = judge.within(e.target, widest, rows, point)
     shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
     legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)
     ruling, further = e.judged(found), range(1, 1 + DRAWS * e.randomised)

@@ -124,8 +124,11 @@ def since(target: Target, source: Source) -> Source:
     """The rows with their truths as the clean outputs leave them, where the task asks for that.
 
     Raises:
-        InputError: the first truths are written in another convention, as the model shows.
+        InputError: no row has anything to lose; or the first truths are written in another
+            convention, as the model shows.
     """
+    if isinstance(target, WithTruth):
+        _check_some(target, source)
     if isinstance(target, WithTruth) and target.rule.relative:
         first = read(source, 0, min(LOOK, len(source)))[0]
         with sealed(0):
@@ -133,3 +136,18 @@ def since(target: Target, source: Source) -> Source:
                 raise InputError(f"the labels of {source.name}: {said}")
         return Since(source, target)
     return source
+
+
+def _check_some(target: WithTruth, source: Source) -> None:
+    """Refuse rows none of which has anything to lose."""
+    for start in range(0, len(source), LOOK):
+        batch = read(source, start, min(start + LOOK, len(source)))[0]
+        if not bool(target.empty(batch).all()):
+            return
+    more = ""
+    if isinstance(target.rule, Detection):
+        more = '; boxes that appear are measured with goal="ghost"'
+    raise InputError(
+        f"there is no {target.rule.lacking} in any of the {len(source):,} rows of {source.name}, "
+        f"so nothing can be lost{more}."
+    )

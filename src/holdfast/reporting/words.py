@@ -46,7 +46,8 @@ STATUSES = {
     "wrong": "wrong before any attack",
     "unstable": "the answer changes with batch size or when asked again; does not count as robust",
     "failed": "the model gave no finite answer, or refused; does not count as robust",
-    "skipped": "not attacked, because time ran out or its class is the target; in no figure",
+    "skipped": "not attacked, because time ran out, its class is the target or it has nothing to "
+    "lose; in no share of inputs",
 }
 
 
@@ -338,7 +339,7 @@ def notes(manifest: Manifest) -> list[str]:
             f"On {_inputs(lost)} the answers are unstable or failed; these do not count as robust."
         )
     if skipped := m.counts.get("skipped", 0):
-        said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
+        said.append(f"Not attacked, and in no share: {_inputs(skipped)} more.")
     return said
 
 

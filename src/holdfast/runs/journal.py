@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from holdfast.errors import InputError
-from holdfast.runs.store import read_json, read_record, write_bytes, write_record
+from holdfast.runs.remote import mirrored
+from holdfast.runs.store import NOTES, read_json, read_record, write_bytes, write_record
 
 Record = tuple[dict[str, np.ndarray], dict[str, str]]  # tensors and texts
 
 VERSION = "schema version"  # its key in a question; older runs have none
-NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 
 
 class Journal:
@@ -164,10 +164,11 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
 
 @contextmanager
 def run_folder(out: Path | str | None) -> Iterator[Path]:
-    """The folder `out`, `left_as_found`; None: a new temporary one, which goes with an error."""
+    """The folder `out`, or a copy of it where it is a URL, `left_as_found`; None: a new temporary
+    one, which goes with an error."""
     if out is not None:
-        with left_as_found(Path(out)):
-            yield Path(out)
+        with mirrored(out) as folder, left_as_found(folder):
+            yield folder
         return
     folder = Path(tempfile.mkdtemp(prefix="holdfast-"))
     try:

@@ -22,14 +22,15 @@ from holdfast.intervals import Interval
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Manifest, Metrics, Pair, Verdict
+from holdfast.runs.remote import fetched
 
 
 class Run:
-    """Opens a run folder. The folder of a run made without `out` is temporary and goes with this
-    object."""
+    """Opens a run folder, or a copy of one at a URL such as `s3://bucket/run`. The folder of a run
+    made without `out` is temporary and goes with this object."""
 
     def __init__(self, folder: Path | str, *, temporary: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder = fetched(folder)
         if temporary:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
@@ -148,8 +149,8 @@ class Run:
 
 
 def folder_of(run: Run | os.PathLike[str] | str) -> Path:
-    """The folder of a run that is open, or named."""
-    return run.folder if isinstance(run, Run) else Path(run)
+    """The folder of a run that is open, or named; of a URL a copy, as `remote.fetched`."""
+    return run.folder if isinstance(run, Run) else fetched(os.fspath(run))
 
 
 def _figure(value: float | None) -> str:

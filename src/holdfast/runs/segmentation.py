@@ -6,6 +6,7 @@ Truths and answers are the counts that `holdfast.tasks.segmentation` keeps of ea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of pixels: see `pixel_accu
 
 def figures(rows: Answered) -> dict[str, Any]:
     """Means over images with their intervals, those of the worst image, and the mIoU of the pixels
-    of all images together; NaN of no images."""
+    of all images together; NaN of no images. Those without a judged pixel are none."""
+    judged = rows.truth.any(1)
+    truth, clean, attacked = (v[judged] for v in (rows.truth, rows.clean, rows.attacked))
+    rows = replace(rows, truth=truth, clean=clean, attacked=attacked)
     counts = {"clean": _counts(rows.clean, rows), "attacked": _counts(rows.attacked, rows)}
     found: dict[str, TaskFigure] = {}
     for name, measure in (("pixel accuracy", pixel_accuracy), ("mIoU of an image", mean_iou)):

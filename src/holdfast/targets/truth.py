@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.head import Head
 from holdfast.targets.target import Access, Inputs, Pullback, Target
@@ -98,15 +98,23 @@ class WithTruth(Around):
         """Rows with the truths that an adversary is held to, where their clean outputs count."""
         if not self.rule.relative:
             return batch
-        inner, truth = self._parts(batch)
-        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        z, truth = self.answered(batch)
         return Batch(batch.x, {**batch.context, TRUTH: self.rule.since(truth, z)})
+
+    def empty(self, rows: Rows) -> Tensor:
+        """Which rows have a truth that leaves an adversary nothing to do: [n] bool."""
+        return self.rule.empty(self._parts(rows)[1])
 
     def mistaken(self, batch: Batch) -> str:
         """What the model's answers show to be wrong with the truths of some rows; else ""."""
-        inner, truth = self._parts(batch)
-        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner)).to(truth)
+        z, truth = self.answered(batch)
         return self.rule.mistaken(truth, z)
+
+    def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's outputs for some rows, [n, k], and their truths, [n, ...]."""
+        inner, truth = self._parts(batch)
+        z = self.batcher.in_parts(self.inner.scores, self.batcher.place(inner))
+        return z.to(truth), truth
 
     def answers(self, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What a table keeps of the truths of rows with these scores, and of their outputs: [n, v],
@@ -132,6 +140,10 @@ class WithTruth(Around):
             return rule.mask(self.inner.scores(rows))
 
         return self.batcher.in_parts(ask, self.batcher.place(self._parts(batch)[0])).cpu()
+
+    def objects_at(self, batch: Batch) -> Tensor:
+        """Which pixels of these rows are an object's: [n, H, W] bool."""
+        return self.rule.objects_at(self._parts(batch)[1])
 
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)
@@ -159,6 +171,12 @@ class WithTruth(Around):
         _, g = self.inner.pull(batch, through)
         return kept[-1], g
 
+    def around(self, inner: Target) -> WithTruth:
+        """The same truths held to another target of the same outputs."""
+        own = copy.copy(self)
+        own.inner = inner
+        return own
+
     @property
     def losses(self) -> Sequence[str]:
         return self.rule.losses
@@ -185,3 +203,27 @@ class WithTruth(Around):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
             return torch.autograd.grad((self._recast(leaf, truth) * cotangent).sum(), leaf)[0]
+
+
+def nothing_to_lose(target: Target, rows: Rows) -> Tensor:
+    """Which rows leave an adversary nothing to do, since their truths hold nothing that could be
+    lost: [n] bool."""
+    if isinstance(target, WithTruth):
+        return target.empty(rows)
+    return torch.zeros(len(rows), dtype=torch.bool, device=Batch.of(rows).x.device)
+
+
+def objects_at(target: Target, batch: Batch) -> Tensor:
+    """Which pixels of these rows are an object's: [n, H, W] bool.
+
+    Raises:
+        SpecError: no truth says it.
+    """
+    while isinstance(target, Around):
+        if isinstance(target, WithTruth):
+            return target.objects_at(batch)
+        target = target.inner
+    raise SpecError(
+        "a patch outside of the objects is of detectors and segmenters, whose truths say where "
+        "objects are: say the task, or leave outside out."
+    )

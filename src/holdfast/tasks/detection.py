@@ -159,14 +159,16 @@ class Detection(TaskWithTruth):
     def _check(self, objects: np.ndarray, where: str) -> None:
         """Raises InputError: these boxes [m, 5] are none, or of another convention."""
         height, width = self.size
-        if not len(objects):
-            if self.goal in ("ghost", "all"):
-                return
-            raise InputError(
-                f"{where} has no object, so none can be lost: leave such images out, or measure "
-                'the boxes that appear with goal="ghost".'
-            )
         check_boxes(objects, width, height, where, self.classes)
+
+    def empty(self, truth: Tensor) -> Tensor:
+        if self.goal in ("ghost", "all"):  # a box can appear anywhere
+            return super().empty(truth)
+        return (truth[:, 1:, 0].round() == -1).all(1)
+
+    @property
+    def lacking(self) -> str:
+        return "object"
 
     def objects(self, truth: Tensor) -> Objects:
         """The truth as the context holds it, [n, 1 + m, 5]: first how many boxes were without an
@@ -232,6 +234,22 @@ class Detection(TaskWithTruth):
         left = torch.stack([p for _, p in parts]).mean(0)
         v = (broken.to(z) + left).where(z.isfinite().all(1), torch.nan)
         return torch.stack([torch.zeros_like(v), v], 1)
+
+    def objects_at(self, truth: Tensor) -> Tensor:
+        objects, (height, width) = self.objects(truth), self.size
+        rows, columns = (torch.arange(k, device=truth.device) for k in (height, width))
+        x0, y0, x1, y1 = objects.place[..., None].unbind(2)
+        down = (rows + 1 > y0) & (rows < y1)  # of a pixel any part
+        across = (columns + 1 > x0) & (columns < x1)
+        inside = down[..., None] & across[:, :, None] & (objects.label >= 0)[..., None, None]
+        return inside.any(1)
+
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        """That of the objects that are found, attacked or not; of an image without any 1."""
+        objects = self.objects(truth)
+        there = objects.label >= 0
+        found = self.judged(self.decode(z), objects)[0] & there
+        return (found.sum(1) / there.sum(1).clamp_min(1)).double().where(there.any(1), 1.0)
 
     def _some(self, objects: Objects, done: Tensor) -> Tensor:
         """Whether enough of the live objects are `done` with, [n, m] bool: [n] bool."""

@@ -145,15 +145,14 @@ class Segmentation(TaskWithTruth):
                 f"model has the classes 0 to {self.classes - 1}, and pixels of {self.ignore} are "
                 "not judged; say the value of such pixels with segmentation(ignore=...)."
             )
-        if self.region is not None:
-            judged &= y == self.region
-        if (empty := ~judged.reshape(len(y), -1).any(1)).any():
-            what = "judged pixel" if self.region is None else f"pixel of class {self.region}"
-            raise InputError(
-                f"the mask of row {start + int(empty.argmax())} of {name} has no {what}, so "
-                "nothing in it can be right; leave the row out."
-            )
         return y
+
+    def empty(self, truth: Tensor) -> Tensor:
+        return ~self._judged(truth.long()).flatten(1).any(1)
+
+    @property
+    def lacking(self) -> str:
+        return "judged pixel" if self.region is None else f"pixel of class {self.region}"
 
     def _sides(self) -> tuple[int, int, int]:
         """Channels, height and width of the outputs."""
@@ -216,6 +215,20 @@ class Segmentation(TaskWithTruth):
         """The class that outputs give each pixel of the images: [n, H, W] int64."""
         return self._pixels(z, z.new_zeros(len(z), *self.truth_form))[0].argmax(1)
 
+    def objects_at(self, truth: Tensor) -> Tensor:
+        if self.region is not None:
+            return truth == self.region
+        return (truth != 0) & (truth != self.ignore)
+
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        return self._measure(*self._counts(*self._pixels(z, truth)))
+
+    def cross_entropy(self, z: Tensor, truth: Tensor) -> Tensor:
+        """The mean cross-entropy of the judged pixels: [n]."""
+        logits, truth, judged = self._pixels(z, truth)
+        paid = F.cross_entropy(logits, truth, reduction="none").where(judged, 0)
+        return paid.flatten(1).sum(1) / judged.flatten(1).sum(1).clamp_min(1)
+
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         hits, said = np.split(answers, 2, 1)
         return np.asarray(self._measure(*map(torch.from_numpy, (hits, said, truth)))) - self.tau
@@ -242,17 +255,20 @@ class Segmentation(TaskWithTruth):
             logits = F.interpolate(
                 logits, tuple(truth.shape[1:]), mode="bilinear", align_corners=False
             )
-        judged = truth != self.ignore
-        if self.region is not None:
-            judged &= truth == self.region
+        judged = self._judged(truth)
         return logits, truth.where(judged, 0), judged
+
+    def _judged(self, truth: Tensor) -> Tensor:
+        """Which pixels of truths [n, H, W] are judged: bool."""
+        judged = truth != self.ignore
+        return judged if self.region is None else judged & (truth == self.region)
 
     def _measure(self, hits: Tensor, said: Tensor, held: Tensor) -> Tensor:
         """The pixel accuracy or mIoU of images with these counts [n, c] of each class: [n]."""
         if self.miou is None:
-            return hits.sum(1) / held.sum(1)
+            return hits.sum(1) / held.sum(1).clamp_min(1)
         union = said + held - hits
-        return (hits / union.clamp_min(1)).sum(1) / (union > 0).sum(1)
+        return (hits / union.clamp_min(1)).sum(1) / (union > 0).sum(1).clamp_min(1)
 
     def _counts(self, logits: Tensor, truth: Tensor, judged: Tensor) -> tuple[Tensor, ...]:
         """Of each class the judged pixels that are rightly of it, that are said to be of it, and

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 from holdfast.losses import without
 from holdfast.tasks.form import Form
 
@@ -147,6 +147,16 @@ class TaskWithTruth(ABC):
         """What a truth for each output must be, and where those of y [n, ...] are not: bool."""
         return "a finite number", ~np.isfinite(y)
 
+    def empty(self, truth: Tensor) -> Tensor:
+        """Which truths [n, ...] leave an adversary nothing to do, so that their rows are skipped:
+        [n] bool."""
+        return torch.zeros(len(truth), dtype=torch.bool, device=truth.device)
+
+    @property
+    def lacking(self) -> str:
+        """What such a truth does not have."""
+        return "truth"
+
     def mistaken(self, truth: Tensor, z: Tensor) -> str:
         """What clean outputs z [n, k] show to be wrong with how the truths [n, ...] are written; ""
         where they show nothing."""
@@ -179,6 +189,18 @@ class TaskWithTruth(ABC):
         """Of a task that `has_measure` the margins of rows with these truths [n, v] and answers
         [n, w]: [n]."""
         raise NotImplementedError
+
+    def objects_at(self, truth: Tensor) -> Tensor:
+        """Which pixels of images with these truths [n, ...] are an object's: [n, H, W] bool.
+
+        Raises:
+            SpecError: the task knows no objects.
+        """
+        raise SpecError(f"the truths of {self} hold no objects in an image.")
+
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        """How much of each row's truth [n, ...] outputs z [n, k] have right: [n] in [0, 1]."""
+        return (self.recast(z, truth)[:, 1:] <= 0).all(1).double()
 
     def ascending(self, loss: str) -> Self:
         """The same task, whose scores have the gradient of one of its `losses`."""

@@ -92,7 +92,9 @@ def wrapped_like(
     probabilities = like.head.probabilities
     if isinstance(like.model, ArrayModel):  # which says it itself
         probabilities = None
-    own = wrap(model, probabilities=probabilities, draws=1, **settings(like))
+    own = wrap(
+        model, probabilities=probabilities, task=like.head.truth_task, draws=1, **settings(like)
+    )
     if columns is not None:
         own = own.of_table(columns)
     assert isinstance(own, TorchTarget)

@@ -17,6 +17,7 @@ from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.frameworks.pytorch.gradients import back
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, GradientInfo, Pullback, Target, sealed
+from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
 
 _ROUND = {"round", "floor", "ceil", "trunc", "fix"}
@@ -105,13 +106,16 @@ class Straightened(Around):
 
 
 def with_bpda(target: Target) -> Target | None:
-    """A target straight through its steps, also where it is a mean of draws; None where that cannot
-    be."""
+    """A target straight through its steps, also where it is a mean of draws or held to a truth;
+    None where that cannot be."""
     if isinstance(target, ExpectationOverTransformation):
         inner = with_bpda(target.inner)
         if inner is None:
             return None
         return ExpectationOverTransformation(inner, target.times)
+    if isinstance(target, WithTruth):
+        inner = with_bpda(target.inner)
+        return None if inner is None else target.around(inner)
     try:
         return Straightened(target)
     except InputError:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError, first_line
+from holdfast.errors import InputError, first_line, listed
 from holdfast.targets.adapter import named, of_dicts
 
 
@@ -34,6 +34,12 @@ def parts_of(output: Any, n: int) -> dict[str, Tensor]:
     if of_dicts(output) and len(output) == n:
         return {str(name): torch.stack([filled(row[name]) for row in output]) for name in output[0]}
     found = {name: z for name, z in flat_parts(named(output)) if isinstance(z, Tensor)}
+    losses = [name for name, z in found.items() if not z.ndim and "loss" in name.lower()]
+    if losses and len(losses) == len(found):
+        raise InputError(
+            f"the model gives losses ({listed(losses, 5)}), as a detector in train mode does: give "
+            "the module itself, which is then put into eval mode, or call eval() on it first."
+        )
     for name, z in found.items():
         if z.shape[:1] != (n,):
             raise InputError(
