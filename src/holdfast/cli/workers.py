@@ -119,13 +119,13 @@ def _shared(
             failed = _measured(job, begun, workers, ray, gpus)
         if failed:
             raise InputError(_named(failed))
-        run = _merged(parts, here)
-        strict = given.get("strict", False)
-        return conclude(run, conditions, strict=strict, json=given["json"])
+        run, unfinished = _merged(parts, here)
+        how = {"strict": given.get("strict", False), "json": given["json"]}
+        return conclude(run, conditions, **how, unfinished=unfinished)
 
 
-def _merged(parts: Path | str, folder: Path) -> Run:
-    """The run of all shards, which are removed where nothing of it is left to do."""
+def _merged(parts: Path | str, folder: Path) -> tuple[Run, bool]:
+    """The run of all shards, and whether something of it is left to do; else they are removed."""
     from holdfast.evaluation.merge import merge
     from holdfast.evaluation.shards import shards_of
     from holdfast.runs.remote import fetched
@@ -136,7 +136,7 @@ def _merged(parts: Path | str, folder: Path) -> Run:
     run = merge(whole, folder)
     shards = shards_of(whole)
     if any(Run(shard).unfinished for shard in shards):
-        return run
+        return run, True
     for shard in shards:
         shutil.rmtree(shard)
         if not isinstance(parts, Path):
@@ -146,7 +146,7 @@ def _merged(parts: Path | str, folder: Path) -> Run:
                 store.rm(path, recursive=True)
     with suppress(OSError):  # where something else lies there
         whole.rmdir()
-    return run
+    return run, False
 
 
 def _measured(
