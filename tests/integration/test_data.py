@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -420,6 +421,27 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
     assert "cannot read memory:///none: there is no such" in refusal("memory://none")
     store.pipe_file("/others/notes.txt", b"")
     assert "memory://others holds no Parquet files" in refusal("memory://others")
+
+
+def test_a_dataset_that_was_saved_is_data(tmp_path: Path) -> None:
+    rows = {"image": [[[i, 0], [0, i]] for i in range(6)], "label": [0, 1, 2, 0, 1, 2]}
+    features = datasets.Features(
+        image=datasets.Array2D((2, 2), "uint8"), label=datasets.ClassLabel(names=["a", "b", "c"])
+    )
+    one = datasets.Dataset.from_dict(rows, features)
+    one.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=one, validation=one.select([4, 5])).save_to_disk(
+        str(tmp_path / "both")
+    )
+    source = open_data(str(tmp_path / "one"))
+    assert (source.shape, source.class_names, len(source)) == ((2, 2), ("a", "b", "c"), 6)
+    assert (source.rows(2, 4)[0][:, 0, 0] * 255).tolist() == [2, 3]
+    assert open_data(str(tmp_path / "both")).labels(0, 9).tolist() == [1, 2]
+    assert "has no split 'other', but train, validation" in refusal(
+        str(tmp_path / "both"), split="other"
+    )
+    (tmp_path / "one" / "state.json").write_text("{}")
+    assert "cannot be read as a dataset that was saved" in refusal(str(tmp_path / "one"))
 
 
 def test_package_modules_come_from_the_current_folder(

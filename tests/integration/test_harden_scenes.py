@@ -79,7 +79,7 @@ def test_a_small_segmenter_becomes_robust(tmp_path: Path) -> None:
     net, _, _ = segmenter.trained(400, 4)
     made = of_segmenter(net, 1000, 24, "linf(0.1)", recipe=LONGER.format(6), out=tmp_path / "run")
     before, after = figure(made, "pixel accuracy")
-    assert after > before + 0.1
+    assert 1 - after < 0.7 * (1 - before)
     before, after = figure(made, "mIoU of all pixels")
     assert after > before + 0.1
 

@@ -8,6 +8,8 @@ import pytest
 from helpers.commands import holdfast, names, refused, same_run
 from helpers.model_files import MEANS
 
+import holdfast as hf
+from holdfast import usercode
 from holdfast.cli import dispatch
 from holdfast.runs.run import Run
 
@@ -94,6 +96,46 @@ def test_what_workers_refuse_is_the_sentence_of_the_command() -> None:
     names(refused("evaluate", *ASKED, "--samples", "1", *two), "1 rows were asked for in 2 shards")
     names(refused("evaluate", "none.py:net", *ASKED[1:], *ROWS, *two), "none.py")
     assert not list(Path().glob("two*"))
+
+
+def test_rows_at_random_are_the_same_in_shards_and_found_again_by_verify() -> None:
+    drawn = ("--samples", "40", "--random")
+    assert holdfast("evaluate", *ASKED, *drawn, "--out", "one").exit_code == 0
+    whole, some = hf.as_source("digits"), hf.as_source("digits", random=(40, 0))
+    ids = some.ids  # pyright: ignore[reportAttributeAccessIssue]
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert set(ids) < set(hf.as_source("digits", random=90).ids)  # pyright: ignore
+    assert some.labels(0, 40).tolist() == whole.labels(0, len(whole))[ids].tolist()
+    assert Run("one").samples["label"].to_pylist() == some.labels(0, 40).tolist()
+    assert Run("one").manifest.data.loading == {"random": "40,0"}
+    for i in range(2):
+        part = ("--shard", f"{i}/2", "--out", "parts")
+        assert holdfast("evaluate", *ASKED, *drawn, *part).exit_code == 0
+    assert holdfast("merge", "parts").exit_code == 0
+    same_run("one", "parts/merged")
+    assert holdfast("verify", "parts/merged", "models.py:means", "digits").exit_code == 0
+    assert hf.verify("one", usercode.find("models.py:means")(), "digits") == []
+
+
+@pytest.mark.slow
+def test_workers_share_rows_at_random() -> None:
+    drawn = ("--samples", "40", "--random")
+    assert holdfast("evaluate", *ASKED, *drawn, "--out", "one").exit_code == 0
+    two = ("--workers", 2, "--out", "two")
+    assert holdfast("evaluate", *ASKED, *drawn, *two).exit_code == 0
+    same_run("one", "two")
+
+
+def test_another_sample_is_refused() -> None:
+    for seed in ("0", "1"):
+        part = ("--samples", "20", "--random", "--seed", seed, "--shard", f"{seed}/2")
+        assert holdfast("evaluate", *ASKED, *part, "--out", "parts").exit_code == 0
+    names(refused("merge", "parts"), "rows at random is 20,1", "has 20,0")
+    shard = ("--shard", "0/2", "--out", "parts", "--resume", "--random")
+    said = refused("evaluate", *ASKED, "--samples", "30", *shard)
+    names(said, "rows at random 20,0 and this command says 30,0")
+    names(refused("evaluate", *ASKED, "--samples", "2:9", "--random"), "--samples says", "2:9")
+    names(refused("evaluate", *ASKED, "--samples", "5000", "--random"), "5,000 rows", "has 360")
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target
+from holdfast.targets.truth import objects_at
 from holdfast.threats.threat import Targeted, Threat
 
 Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
@@ -323,6 +324,9 @@ class Problem:
             point = x + d.clamp(self.lo[rows], self.hi[rows])
             return self.threat.repaired(self._images[rows], point, self.eps.flatten()[rows])
         point = self.target.bounds.clamp(x + d)
+        if self.threat.spatial is not None and self.threat.spatial.avoids:
+            batch = Batch(self._images[rows], rows_of(self._context, rows))
+            return self.threat.spatial.settled(point, objects_at(self.target, batch))
         if not self.threat.grid:
             return point
         limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])

@@ -32,6 +32,7 @@ def certify(
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
+    rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:

@@ -94,6 +94,7 @@ def evaluate(
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
+    rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +26,8 @@ def harden(
     recipe: Annotated[
         str,
         typer.Option(
-            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".',
+            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)"; '
+            "of estimators augment.",
             metavar="RECIPE",
         ),
     ] = "standard",
@@ -107,7 +109,7 @@ def harden(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
-    """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
+    """Train a network, or fit an estimator again, to withstand a threat, and compare."""
     if samples is not None:
         raise SpecError(
             f"--samples {samples} does not say which rows are meant: give --train-samples "
@@ -154,7 +156,7 @@ def harden(
             typer.echo(made.comparison.model_dump_json(indent=1))
         else:
             writing.show(paired.summary(made.comparison))
-        what = "model" if made.file.suffix == ".keras" else "weights"
+        what = "weights" if made.file.suffix == ".safetensors" else "model"
         said = f"{what}: {made.file}\nlog: {here / 'log.csv'}\nreport: {made.report()}"
         typer.echo(named(said), err=True)
     return _gate(made.after, min_clean, min_recall)
@@ -179,8 +181,9 @@ def _gate(after: Run, min_clean: float, min_recall: float) -> int:
 
 def echo_epoch(line: Epoch) -> None:
     """An epoch, on stderr."""
+    loss = "" if math.isnan(line.loss) else f"loss {line.loss:.3f}, "  # an estimator has none
     writing.echo_line(
-        f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
+        f"epoch {line.epoch}: {loss}held-out rows: clean {line.clean:.1%}, "
         f"robust {line.robust:.1%}",
         line.note,
     )

@@ -64,13 +64,12 @@ def _protocol(name: str, entry: Any) -> str:
 
 
 def _recipe(name: str, entry: Any) -> str:
-    from holdfast.hardening.recipes import parse
+    from holdfast.hardening.recipes import KINDS, parse, parse_refit
 
     version, doc, _ = entry
-    return (
-        f"{name}  version {version}: {doc}\n"
-        f"    {spec.write(parse(name), whole=True).removeprefix('recipe')}"
-    )
+    recipe = parse_refit(name) if name in KINDS else parse(name)
+    options = spec.write(recipe, whole=True).partition("(")[2]
+    return f"{name}  version {version}: {doc}\n    ({options}"
 
 
 def _part(name: str, maker: Any) -> str:

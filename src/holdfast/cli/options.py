@@ -194,6 +194,7 @@ def open_source(
     data: str,
     default: str = "test",
     box: "Bounds | None" = None,
+    random: str | None = None,
     *,
     bounds: RawRange = None,
     limits: Limits = None,
@@ -238,12 +239,13 @@ def open_source(
     Args:
         default: the split where no option says it.
         box: the bounds where no option should.
+        random: how many rows to draw, and the seed: see `drawn`.
     """
     from holdfast.data import open_data
 
     high = (box or box_of(bounds, limits, schema=schema)).high
     loading = {"label": label, "classes": classes, "resize": resize, "crop": crop}
-    return open_data(data, split=split or default, scale=high <= 1, **loading)
+    return open_data(data, split=split or default, scale=high <= 1, random=random, **loading)
 
 
 def open_further(data: str, split: str, rows: Mapping[str, Any]) -> "Source":
@@ -410,16 +412,36 @@ def open_threat(
 
 
 def rows_to_measure(
-    source: "Source", *, samples: Samples = None, shard: ShardText = None
+    source: "Source",
+    *,
+    samples: Samples = None,
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Draw the --samples at random, by the seed."),
+    ] = False,
+    shard: ShardText = None,
 ) -> int | tuple[int, int] | None:
-    """A count of rows or a range of them; None: all."""
-    asked = texts.rows_of(samples)
+    """A count of rows or a range of them; None: all, or all that were `drawn`."""
+    asked = None if random else texts.rows_of(samples)
     if shard is None:
         return asked
     from holdfast.evaluation.prepare import rows_asked
     from holdfast.evaluation.shards import parse
 
     return parse(shard).rows(*rows_asked(asked, len(source), source.name))
+
+
+def drawn(part: Mapping[str, Any], seed: int) -> dict[str, str]:
+    """The rows that are drawn at random, as `open_source` takes them; nothing where none are."""
+    if not part["random"]:
+        return {}
+    count = texts.rows_of(part["samples"])
+    if not isinstance(count, int):
+        raise SpecError(
+            f"--random draws as many rows as --samples says, which is {part['samples']}; give a "
+            "count such as 5000."
+        )
+    return {"random": f"{count},{seed}"}
 
 
 def folder_of(

@@ -93,9 +93,11 @@ def _open(
     how: options.ModelOptions,
     rows: options.DataOptions,
     part: options.PartOptions,
+    seed: options.Seed = 0,
 ) -> Any:
     from holdfast.evaluation.prepare import rows_asked
 
+    rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows, **access)
     asked = options.rows_to_measure(source, **part)
     threat = options.open_threat(**adversary)

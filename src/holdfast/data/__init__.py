@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from holdfast.arguments import checked
-from holdfast.data import cifar10, digits, factory, idx, layouts, libsvm, npz
+from holdfast.data import cifar10, digits, factory, idx, layouts, libsvm, npz, saved
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
@@ -40,6 +40,7 @@ KINDS = {
     " --label NAME); plain or .gz",
     "parquet": "FILE.parquet, or a folder of such: the same columns, or a list column x; in both a "
     "column group names groups; also by URL: s3://bucket/FILE.parquet",
+    "saved": "DIR: a Hugging Face dataset, as save_to_disk writes it, memory-mapped; its splits",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
 _ENDINGS = {
@@ -77,6 +78,7 @@ def open_data(
     classes: str | os.PathLike[str] | None = None,
     resize: Size | None = None,
     crop: Size | None = None,
+    random: Size | None = None,
 ) -> Source:
     """The source that `spec` names, in one of the forms of `KINDS`.
 
@@ -91,6 +93,8 @@ def open_data(
             `224,224` (height, width), or `256,bicubic`.
         crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize;
             of sounds: the middle `16000` samples.
+        random: only so many rows, drawn at random: `5000`, or `5000,7` with a seed: see
+            `data.part.at_random`.
 
     Raises:
         InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option
@@ -114,7 +118,16 @@ def open_data(
         ) from None
     if kind != "factory":
         source.name, source.loading = printable(source.name), loading
-    return source
+    return _drawn(source, random)
+
+
+def _drawn(source: Source, random: Size | None) -> Source:
+    """The source, or some of its rows."""
+    if random is None:
+        return source
+    from holdfast.data.part import at_random
+
+    return at_random(source, _given(random=random)["random"])
 
 
 def _given(**options: Size | os.PathLike[str] | None) -> dict[str, str]:
@@ -142,6 +155,7 @@ def as_source(
     classes: str | os.PathLike[str] | None = None,
     resize: Size | None = None,
     crop: Size | None = None,
+    random: Size | None = None,
 ) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the
     same forms.
@@ -167,6 +181,8 @@ def as_source(
             width), or "256,bicubic".
         crop: the middle 224 x 224 or (height, width) of each image of a folder, after the resize;
             the middle 16000 samples of each sound.
+        random: only so many rows, drawn at random by key: 5000, or (5000, 7) with a seed. They are
+            in ascending order, and numbered anew; `ids` of the source says which they are.
 
     Raises:
         InputError: none of these, data that cannot be read, or an option that they do not have.
@@ -186,6 +202,7 @@ def as_source(
             classes=classes,
             resize=resize,
             crop=crop,
+            random=random,
         )
     loading = _given(label=label, classes=classes, resize=resize, crop=crop)
     if isinstance(data, Source):
@@ -195,11 +212,11 @@ def as_source(
                 f"{data.name} is a source, which is read already; give {said} with the text or the "
                 "table that it is made of."
             )
-        return data
+        return _drawn(data, random)
     from holdfast.data.objects import from_object, is_table
 
     _refuse_unread(loading, "csv" if is_table(data) else "", f"of type {type(data).__name__}")
-    return from_object(data, scale=scale, **loading)
+    return _drawn(from_object(data, scale=scale, **loading), random)
 
 
 def to_train_and_measure(
@@ -260,6 +277,8 @@ def kind_of(spec: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     """By COCO's annotations, by folders of labels or masks next to that of the images, or by its
     first image or sound."""
+    if saved.is_saved(folder):
+        return "saved"
     if layouts.coco_files(folder):
         return "coco"
     for kind, other in (("masks", "masks"), ("yolo", "labels")):
@@ -291,6 +310,8 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             return Table(place(spec) if is_url(spec) else path, spec, split, scale, **loading)
         case "folder" | "coco" | "yolo" | "masks":
             return _open_pictures(kind, path, spec, split, scale, loading)
+        case "saved":
+            return saved.open_saved(path, spec, split, scale)
         case "waves":
             from holdfast.data.waves import Waves
 

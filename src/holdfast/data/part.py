@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 from holdfast.data.source import Source
+from holdfast.errors import InputError, SpecError
+
+_AT_ONCE = 1 << 20  # rows whose keys are held
 
 
 class Part(Source):
-    """The rows of `whole` that `ids` names, in this order; they are numbered anew from 0."""
+    """The rows of `whole` that `ids` [n] names, in this order; they are numbered anew from 0."""
 
     def __init__(self, whole: Source, ids: np.ndarray, what: str) -> None:
-        self._whole, self._ids = whole, ids
-        self.name, self.shape, self.class_names = (
-            f"{whole.name} ({what})",
-            whole.shape,
-            whole.class_names,
-        )
+        self._whole, self.ids, self._what = whole, ids, what
+        self.name, self.class_names = f"{whole.name} ({what})", whole.class_names
         self.inputs, self.remarks, self.loading = whole.inputs, whole.remarks, whole.loading
         self.columns = whole.columns
         if whole.groups is not None:
             self.groups = whole.groups[ids]
 
+    @property
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._whole.shape
+
+    def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
+        own = copy.copy(self)
+        own._whole = self._whole.fitted(channels=channels, size=size)
+        own.remarks = own._whole.remarks
+        return own
+
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         x, y = self._read(self._whole.rows, start, stop)
@@ -45,7 +56,7 @@ class Part(Source):
     def _read(
         self, read: Callable[[int, int], tuple[np.ndarray, ...]], start: int, stop: int
     ) -> tuple[np.ndarray, ...]:
-        ids = self._ids[start:stop]
+        ids = self.ids[start:stop]
         if not len(ids):
             return read(0, 0)
         low, high = int(ids.min()), int(ids.max()) + 1
@@ -55,6 +66,42 @@ class Part(Source):
         runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
         parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
         return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def at_random(whole: Source, asked: str) -> Part:
+    """Rows drawn at random, in ascending order; `asked` is how many and, after a comma, the seed.
+
+    Each row has a key of the seed and its number, and those of the least keys are taken: the same
+    on every machine, and a smaller sample lies within a larger one.
+
+    Raises:
+        SpecError: `asked` is no such text.
+        InputError: there are fewer rows.
+    """
+    import torch
+
+    from holdfast.rng import Keys
+
+    found = re.fullmatch("([0-9]{1,15})(?:,([0-9]{1,18}))?", asked)
+    if found is None or not int(found[1]):
+        raise SpecError(
+            f"random is {asked!r}; expected a count of rows and a seed, such as 5000 or 5000,0."
+        )
+    count, seed = int(found[1]), int(found[2] or 0)
+    if count > len(whole):
+        raise InputError(
+            f"{count:,} rows at random were asked for, but {whole.name} has {len(whole):,}."
+        )
+    ids, keys = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    for start in range(0, len(whole), _AT_ONCE):
+        more = torch.arange(start, min(start + _AT_ONCE, len(whole)))
+        ids = torch.cat([ids, more])
+        keys = torch.cat([keys, Keys.of(seed, more).fold("sample").rows])
+        least = keys.argsort()[:count]
+        ids, keys = ids[least], keys[least]
+    part = Part(whole, ids.sort().values.numpy(), f"{count} rows at random, seed {seed}")
+    part.loading = {**whole.loading, "random": f"{count},{seed}"}
+    return part
 
 
 def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:

@@ -30,7 +30,7 @@ class Source(ABC):
         columns: of a table: what each feature is called, and how its values are numbers in x.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
-        loading: options of `open_data` that were given: label, classes, resize, crop.
+        loading: options of `open_data` that were given: label, classes, resize, crop, random.
     """
 
     name: str

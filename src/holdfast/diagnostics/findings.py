@@ -16,6 +16,7 @@ from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
 from holdfast.errors import listed
 from holdfast.runs.manifest import CONTRADICTION, Facts, Finding, Metrics, TrialInfo, Verdict
+from holdfast.runs.metrics import column_of
 
 
 def conclude(
@@ -62,10 +63,7 @@ def _contradictions(table: pa.Table) -> Iterator[Finding]:
     """Of rows with a proof and with a legal example that breaks them: one of both is wrong."""
     if "certified_by" not in table.column_names:
         return
-    status, size, radius = (
-        table.column(n).to_numpy(zero_copy_only=False)
-        for n in ("status", "size", "certified_radius")
-    )
+    status, size, radius = (column_of(table, n) for n in ("status", "size", "certified_radius"))
     proved = ~table.column("certified_by").is_null().to_numpy()
     both = (proved & (status == "broken")) | (size.astype(float) <= radius.astype(float))
     if both.any():
@@ -132,7 +130,7 @@ def _empty(table: pa.Table) -> np.ndarray:
 
 
 def _robust(table: pa.Table) -> np.ndarray:
-    return table.column("status").to_numpy(zero_copy_only=False) == "robust"
+    return column_of(table, "status") == "robust"
 
 
 def _zero_gradients(table: pa.Table, answered: bool) -> Iterator[Finding]:
@@ -141,7 +139,7 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Iterator[Finding]:
     blind = robust & (backwards > 0) & (zero * 2 > backwards)
     if not blind.any():
         return
-    broken = table.column("status").to_numpy(zero_copy_only=False) == "broken"
+    broken = column_of(table, "status") == "broken"
     share, severity = float(blind.sum()) / int((robust | broken).sum()), "amber"
     text = (
         f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks "

@@ -292,7 +292,7 @@ def _judged(
     wrong, x = (clean.label != y) & ~skipped, batch.x
 
     def success(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        legal, size = judge.within(target, threat, x, point)
+        legal, size = judge.within(target, threat, batch, point)
         label = judge.rule(target, batch.with_x(threat.apply(x, point)), seed).label
         return legal & meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 

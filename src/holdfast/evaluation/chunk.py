@@ -340,7 +340,7 @@ def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
     shown = state.shown(at)
     ruling = judge.rule(settings.target, shown, settings.seed)
     widest = settings.threat.at(max(settings.measured))
-    legal, size = judge.within(settings.target, widest, state.x[at], state.best[at])
+    legal, size = judge.within(settings.target, widest, state.batch[at], state.best[at])
     agreed = meets_goal(state.threat.of_rows(at), ruling.label.cpu(), state.y[at])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
@@ -451,7 +451,7 @@ def _at_lowest(settings: SearchSettings, state: ChunkState, before: Tensor) -> T
     where no legal input of a lower one is known."""
     assert isinstance(settings.target, WithTruth)
     changed = (state.best != settings.threat.origin(state.x)).flatten(1).any(1)
-    changed &= judge.within(settings.target, settings.threat, state.x, state.best)[0]
+    changed &= judge.within(settings.target, settings.threat, state.batch, state.best)[0]
     at = (state.asked & changed & ~state.failed).nonzero()[:, 0]
     after, shown = before.clone(), state.shown(at)
     scores = judge.rule(settings.target, shown, settings.seed).scores
@@ -469,7 +469,7 @@ def _refused(settings: SearchSettings, state: ChunkState, robust: Tensor) -> np.
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : settings.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & meets_goal(state.threat.of_rows(at), bare, state.y[at])
-    held &= judge.within(settings.target, settings.threat, state.x[at], state.best[at])[0]
+    held &= judge.within(settings.target, settings.threat, state.batch[at], state.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
     return column

@@ -51,7 +51,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             spec=names.model or called,
             arch=names.arch,
             fingerprint=target.fingerprint(),
-            transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
+            transformation=None if spatial is None else spatial.transform.text,
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
         data=DataInfo(
@@ -130,6 +130,12 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
     return info.model_copy(update={"targets": goal})
 
 
+def _sample(facts: Facts) -> dict[str, str]:
+    """Which rows were drawn at random, where some were; older runs say nothing of it."""
+    asked = facts.data.loading.get("random")
+    return {} if asked is None else {"rows at random": asked}
+
+
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -154,6 +160,7 @@ def question(facts: Facts) -> dict[str, str]:
         "movement": facts.model.transformation or "none",
         "targets": (facts.threat.targets or "none")[:16],
         "model": facts.model.fingerprint[:16],
+        **_sample(facts),
         "data": facts.data.fingerprint[:16],
         "groups": (facts.data.groups or "none")[:16],
         "protocol": f"{protocol.name} version {protocol.version}: {'; '.join(protocol.trials)}",

@@ -16,6 +16,7 @@ from holdfast.attacks.problem import legal_size, meets_goal
 from holdfast.decisions import SILENT
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.target import Access, Target, drawing, sealed
+from holdfast.targets.truth import objects_at
 from holdfast.tasks import silent
 from holdfast.threats.threat import Threat
 
@@ -52,14 +53,16 @@ def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
     return Ruling(label, confidence, label == again, scores)
 
 
-def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored points are legal answers to inputs x: finite, in the box and on the grid,
-    changed where they may be, within eps.
+def within(target: Target, threat: Threat, rows: Rows, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether stored points are legal answers to rows: finite, in the box and on the grid, changed
+    where they may be, within eps.
 
     And their sizes.
 
     Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
     """
+    batch = Batch.of(rows)
+    x = batch.x
     d = found.double() - threat.origin(x).double()
     size = threat.norm.size(d)
     legal = size <= legal_size(threat, target, len(x)).to(size.device)
@@ -67,6 +70,8 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
         legal &= target.bounds.inside(found)
     else:
         legal &= threat.schema.legal(threat.apply(x, found), x)
+    if threat.spatial is not None and threat.spatial.avoids:
+        legal &= threat.spatial.clear(found, objects_at(target, batch))
     if threat.grid:
         legal &= (target.bounds.as_8bit(found) == found).flatten(1).all(1)
     if threat.mask is not None:

@@ -38,9 +38,11 @@ from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import since, with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
+from holdfast.targets.batch import read
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import BGR, Normalize, Resize
 from holdfast.targets.target import Target, copied
+from holdfast.targets.truth import objects_at
 from holdfast.targets.wrappers import ExpectationOverTransformation, innermost
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
@@ -168,6 +170,8 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
             "the curve holds inf, but a robust accuracy needs a finite eps; give inf as the "
             "threat's own."
         )
+    if threat.spatial is not None and threat.spatial.avoids:
+        objects_at(target, read(ready.source, 0, 1)[0])
     goals.check(threat, target, len(ready.source), ready.source.name)
     threat.check_shape(form)
     threat.check_grid(box, moves=bool(target.inputs.context))

@@ -304,7 +304,7 @@ def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) ->
     point = widest.located(rows.x, found.x)
     if "point" in stored:
         point = torch.from_numpy(stored["point"]).to(dtype)
-    legal, size = judge.within(e.target, widest, rows.x, point)
+    legal, size = judge.within(e.target, widest, rows, point)
     shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
     legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)
     ruling, further = e.judged(found), range(1, 1 + DRAWS * e.randomised)

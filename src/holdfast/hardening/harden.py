@@ -18,13 +18,13 @@ from holdfast.attacks.attack import check_fit
 from holdfast.data import Source, to_train_and_measure
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part, divide
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import InputError, SpecError, listed
 from holdfast.evaluation.chunk import OnProgress
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.evaluation.facts import Names
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for, rows_asked, with_texts_fixed
+from holdfast.evaluation.prepare import open_for, rows_asked, with_columns, with_texts_fixed
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.hardening import objectives, recipes
 from holdfast.runs.compare import Comparison, compare
@@ -40,6 +40,7 @@ from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training.balance import divide_fairly, labels_of
 from holdfast.training.batches import GeneratedRows
+from holdfast.training.estimator import Estimator, Refit, Refitting, estimator_of, refitting_of
 from holdfast.training.loop import Training
 from holdfast.training.network import wrapped_like
 from holdfast.training.prepare import (
@@ -88,7 +89,7 @@ def harden(
     data: Any,
     threat: Threat | str,
     *,
-    recipe: Recipe | str = "standard",
+    recipe: Recipe | Refit | str = "standard",
     objective: str | None = None,
     epochs: int | None = None,
     class_weights: str | None = None,
@@ -169,39 +170,61 @@ def harden(
     from holdfast.reporting.pages import write_hardening  # which draws with matplotlib
 
     threat = as_threat(threat)
-    recipe = _recipe(recipe, objective, epochs, class_weights)
     given = in_table(copied(wrap(model) if task is None else wrap(model, task=task)), threat)
     odds, draws = getattr(given, "odds", 0.0), given.cost.draws
-    target = single(given)
-    network = network_of(model, target)
-    assert isinstance(target, TorchTarget)
-    own = _own_loss(target, loss, class_weights, synthetic, min_recall)
-    source, judged = _sources(target, data, test, seed, boxed=threat.schema is None)
+    bare = single(given)
+    # each trains from a training of its own kind
+    network: Any = estimator_of(bare) or network_of(model, bare)
+    assert isinstance(bare, TorchTarget)
+    if not isinstance(network, Estimator):
+        plan = _recipe(recipe, objective, epochs, class_weights)
+    else:
+        plan = _refit(recipe, epochs)
+        _refuse_for_estimators(
+            objective=objective, class_weights=class_weights, synthetic=synthetic, loss=loss,
+            devices=devices != 1, precision=precision != "float32",
+        )  # fmt: skip
+    own = _own_loss(bare, loss, class_weights, synthetic, min_recall)
+    source, judged = _sources(bare, data, test, seed, boxed=threat.schema is None)
     source = _some(source, train_samples)
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
-    given.bind(source.shape)
+    target = with_columns(bare, source)
+    network = estimator_of(target) or network  # which knows the columns
+    assert isinstance(target, TorchTarget)
+    target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
-    how: dict[str, Any] = {
-        "seed": seed, "devices": devices, "precision": precision, "floor": min_clean,
-        "every": every, "on_epoch": on_epoch,
-    }  # fmt: skip
-    if target.head.truth_task is None:
+    of_classes = target.head.truth_task is None
+    if of_classes:
         (source, judged, *more), _ = numbered(target, source, judged, *more)
-        generated = None
-        if more:
-            boxed = threat.schema is None
-            generated = _generated(target, more[0], synthetic_share, source, boxed=boxed)
-        how |= {"min_recall": min_recall, "generated": generated}
-        asked = network, at_threshold(target, odds), source, threat, recipe
-        training = training_of(*asked, *recipes.parts(recipe), **how)
         _check_counts(source, target.task.k)
+
+    def wrapped(hardened: Any) -> Target:
+        hard: Target = wrapped_like(target, hardened, source.columns)
+        if draws > 1:
+            hard = ExpectationOverTransformation(hard, draws)
+        return with_threshold(hard, getattr(given, "threshold", None))
+
+    how: dict[str, Any] = {"seed": seed, "floor": min_clean, "on_epoch": on_epoch}
+    if isinstance(plan, Recipe):
+        how |= {"devices": devices, "precision": precision, "every": every}
+        asked = target, source, threat, plan
+        trained_by, penalties = recipes.parts(plan)
+        if of_classes:
+            how["min_recall"] = min_recall
+            if more:
+                boxed = threat.schema is None
+                how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
+            asked = at_threshold(target, odds), source, threat, plan
+            training = training_of(network, *asked, trained_by, penalties, **how)
+        else:
+            training = training_of_truths(network, *asked, trained_by, own, **how)
+        _check_threat(threat, target, plan.judge)
+        _check_parts(training)
     else:
-        trained_by = recipes.parts(recipe)[0]
-        training = training_of_truths(
-            network, target, source, threat, recipe, trained_by, own, **how
-        )
-    _check_threat(threat, target, recipe)
-    _check_table(training, source)
+        _check_threat(threat, target)
+        how |= {"min_recall": min_recall, "wrapped": wrapped}
+        training = refitting_of(network, target, source, threat, plan, **how)
+    _check_rows(threat, target, source)
     if tensorboard:
         tensorboard_log.writer()
     called = names or Names(type(target.model).__name__)
@@ -224,11 +247,9 @@ def harden(
             training.on_epoch = tensorboard_log.written(folder, on_epoch)
         network.train(training)
     hardened = network.read(folder)
-    hard: Target = wrapped_like(target, hardened)
-    if draws > 1:
-        hard = ExpectationOverTransformation(hard, draws)
-    hard = with_threshold(hard, getattr(given, "threshold", None))
-    after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
+    after = measured(
+        wrapped(hardened), out=folder / "after", names=replace(called, model="hardened")
+    )
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
@@ -237,11 +258,13 @@ def harden(
 
 
 def _recipe(
-    recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None
+    recipe: Recipe | Refit | str,
+    objective: str | None,
+    epochs: int | None,
+    class_weights: str | None,
 ) -> Recipe:
     """The recipe, with what is given in place of its own."""
-    if isinstance(recipe, str):
-        recipe = recipes.parse(recipe)
+    recipe = recipes.parse(recipe)
     changed: dict[str, Any] = {"objective": objective, "class_weights": class_weights}
     if epochs is not None:
         changed |= {"epochs": epochs, "steps": 10**9}
@@ -249,9 +272,24 @@ def _recipe(
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 
-def _asked(training: Training, source: Source) -> dict[str, str]:
+def _refit(recipe: Recipe | Refit | str, epochs: int | None) -> Refit:
+    """The recipe of an estimator, with as many rounds as `epochs` says."""
+    recipe = recipes.parse_refit(recipe)
+    return recipe if epochs is None else replace(recipe, rounds=epochs)
+
+
+def _refuse_for_estimators(**given: Any) -> None:
+    """Raises SpecError: something is given that is of networks alone."""
+    if names := [name for name, value in given.items() if value]:
+        raise SpecError(
+            f"{listed(names, 5)}: of networks alone, while an estimator is fitted by its own "
+            "library with its own settings; leave it out."
+        )
+
+
+def _asked(training: Training | Refitting, source: Source) -> dict[str, str]:
     """What harden.json holds: all that must be equal for a hardening to be resumed."""
-    recipe, generated = training.recipe, training.generated
+    recipe = training.recipe
     asked = {
         "threat": repr(training.threat),
         "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
@@ -260,6 +298,9 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         "model": training.target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
+    if isinstance(training, Refitting):
+        return asked | {"floor of recall": str(training.min_recall)}
+    generated = training.generated
     further = (
         ("floor of recall", training.min_recall, str(training.min_recall)),
         ("class weights", training.balance.weights, "balanced"),
@@ -282,12 +323,13 @@ def _sources(
 
     def opened(given: Any, split: str) -> Source:
         source = open_for(target, given, split=split)
-        target.of_table(source.columns or ())
+        with_columns(target, source)
         check_data(source, target.bounds, boxed=boxed)
         return source
 
     whole, judged = to_train_and_measure(data, test, opened)
     if judged is None:
+        target = with_columns(target, whole)
         target.bind(whole.shape)
         if target.head.truth_task is not None:
             return divide(whole, 0.2, 10_000, seed, "test")
@@ -355,24 +397,32 @@ def _own_loss(
     return usercode.find(loss) if isinstance(loss, str) else loss
 
 
-def _check_table(training: Training, source: Source) -> None:
-    """Refuse rows that a schema does not fit, and parts of a recipe that know no schema.
+def _check_parts(training: Training) -> None:
+    """Refuse parts of a recipe that know no schema, where there is one.
+
+    Raises:
+        SpecError: a part changes inputs by an amount in raw units, which columns do not share.
+    """
+    if training.threat.schema is None:
+        return
+    augment = training.recipe.augment
+    raw = [repr(part) for part in (training.objective, *training.penalties) if part.raw]
+    if raw or augment:
+        raise SpecError(
+            f"{(raw or [augment])[0]} knows no schema: it changes inputs by amounts that "
+            "mean the same in every column. Leave it out; objectives pgd, trades and mart do."
+        )
+
+
+def _check_rows(threat: Threat, target: TorchTarget, source: Source) -> None:
+    """Refuse rows that a schema does not fit.
 
     Raises:
         InputError: the columns are others, or rows are not written as the schema says.
-        SpecError: a part changes inputs by an amount in raw units, which columns do not share.
     """
-    threat, recipe = training.threat, training.recipe
-    if threat.schema is None:
-        return
-    raw = [repr(part) for part in (training.objective, *training.penalties) if part.raw]
-    if raw or recipe.augment:
-        raise SpecError(
-            f"{(raw or [recipe.augment])[0]} knows no schema: it changes inputs by amounts that "
-            "mean the same in every column. Leave it out; objectives pgd, trades and mart do."
-        )
-    with_texts_fixed(threat, source)
-    broken_rows(source, threat, training.target.batcher.dtype)
+    if threat.schema is not None:
+        with_texts_fixed(threat, source)
+        broken_rows(source, threat, target.batcher.dtype)
 
 
 def _check_counts(source: Source, k: int) -> None:
@@ -385,12 +435,12 @@ def _check_counts(source: Source, k: int) -> None:
         )
 
 
-def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
+def _check_threat(threat: Threat, target: Target, judge: str = "") -> None:
     if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
         raise SpecError(
             "hardening takes an untargeted threat with one eps for all, without a mask, not "
             f"{threat}."
         )
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
-    if recipe.judge:
-        check_fit(attacks.parse(recipe.judge), target, threat)
+    if judge:
+        check_fit(attacks.parse(judge), target, threat)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast import spec
+from holdfast.errors import SpecError
 from holdfast.hardening import objectives, regularizers
+from holdfast.training.estimator import Refit
 from holdfast.training.objective import Objective, Regularizer
 from holdfast.training.recipe import Recipe
 
-RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {
+RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {  # of networks, and one of estimators
     "fast": (
         1,
         "two steps of ascent: a third of the passes, a few points short",
@@ -36,17 +38,56 @@ RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {
         "ten epochs without a warm-up, for a network that is trained already",
         {"objective": "pgd", "epochs": 10, "warmup": 0.0, "ema": 0.98},
     ),
+    "augment": (
+        1,
+        "for estimators, trees among them: fitted again with changed rows; their `standard`",
+        {},
+    ),
 }
+KINDS = {"augment": Refit}  # what else than a `Recipe` one is
 
 
-def parse(text: str) -> Recipe:
-    """The recipe that a name, or a call such as `standard(epochs=30, rate=0.05)`, spells."""
-    makers: dict[str, Callable[..., Recipe]] = {
-        name: functools.partial(Recipe, name=name, version=version, **fields)
+def parse(recipe: Recipe | Refit | str) -> Recipe:
+    """The recipe of a network that a name, or a call such as `standard(epochs=30, rate=0.05)`,
+    spells.
+
+    Raises:
+        SpecError: there is none such, or it is one of estimators.
+    """
+    found = _spelled(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(found, Refit):
+        raise SpecError(
+            f"recipe {found.name} fits an estimator again, and the model is a network, which is "
+            "trained step by step: give standard."
+        )
+    return found
+
+
+def parse_refit(recipe: Recipe | Refit | str) -> Refit:
+    """The recipe of an estimator that a text spells; its `standard` is `augment`.
+
+    Raises:
+        SpecError: there is none such, or it is one of networks.
+    """
+    if recipe == "standard":
+        recipe = "augment"
+    found = _spelled(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(found, Recipe):
+        raise SpecError(
+            f"recipe {found.name} trains a network step by step, and the model is an estimator, "
+            "which is fitted: give augment."
+        )
+    return found
+
+
+def _spelled(text: str) -> Recipe | Refit:
+    makers: dict[str, Callable[..., Recipe | Refit]] = {
+        name: functools.partial(KINDS.get(name, Recipe), name=name, version=version, **fields)
         for name, (version, _, fields) in RECIPES.items()
     }
     recipe = spec.build(text, makers, "recipe")
-    parts(recipe)  # refuses unknown ones
+    if isinstance(recipe, Recipe):
+        parts(recipe)  # refuses unknown ones
     return recipe
 
 

@@ -17,7 +17,7 @@ from holdfast.intervals import Interval, interval
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Manifest, Metrics
-from holdfast.runs.metrics import HELD, Z
+from holdfast.runs.metrics import HELD, Z, column_of
 from holdfast.runs.run import Run, folder_of
 from holdfast.urls import named
 
@@ -406,4 +406,4 @@ def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
 
 
 def _among(table: pa.Table, *statuses: str) -> np.ndarray:
-    return np.isin(table.column("status").to_numpy(zero_copy_only=False), statuses)
+    return np.isin(column_of(table, "status"), statuses)

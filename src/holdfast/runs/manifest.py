@@ -99,7 +99,7 @@ class DataInfo(Record):
     class_names: list[str] | None = None
     # of the objects or regions that the truths name, in the order of their numbers
     objects: Annotated[list[str] | None, Field(exclude_if=_unsaid)] = None
-    # options with which the data were read: label, classes, resize, crop
+    # options with which the data were read: label, classes, resize, crop, random
     loading: dict[str, str] = {}
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
     columns: Annotated[list[ColumnInfo], Field(exclude_if=_unsaid)] = []  # of a table

@@ -103,8 +103,14 @@ def schema_of(columns: Container[str]) -> pa.Schema:
     return pa.schema([*SAMPLES, *(field for field in FURTHER if field.name in columns)])
 
 
-def _column(table: pa.Table, name: str) -> np.ndarray:
-    return table.column(name).to_numpy(zero_copy_only=False)
+def column_of(table: pa.Table, name: str) -> np.ndarray:
+    """The values of a column [n]; equal texts are one object, however many rows have them."""
+    cells = table.column(name)
+    if not pa.types.is_string(cells.type):
+        return cells.to_numpy(zero_copy_only=False)
+    coded = cells.combine_chunks().dictionary_encode()
+    known = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    return known[coded.indices.fill_null(len(known) - 1).to_numpy()]
 
 
 def _flags(table: pa.Table, name: str) -> np.ndarray:
@@ -179,11 +185,12 @@ def measure(
             prediction says in which way the model is wrong.
         objects: the names of the classes that truths speak of, where they are no labels.
     """
-    everything = _column(samples, "status")
-    counts = Counter(everything.tolist())
-    table = samples.filter(pa.array(everything != "skipped"))
-    status, label, clean = (_column(table, c) for c in ("status", "label", "clean_prediction"))
-    size = _column(table, "size").astype(float)
+    everything = column_of(samples, "status")
+    counts, table = Counter(everything.tolist()), samples
+    if counts["skipped"]:
+        table = samples.filter(pa.array(everything != "skipped"))
+    status, label, clean = (column_of(table, c) for c in ("status", "label", "clean_prediction"))
+    size = column_of(table, "size").astype(float)
     right, broken, robust = label == clean, status == "broken", np.isin(status, HELD)
     n, attacked = len(status), int(right.sum())
     groups = _groups(table, right, robust)
@@ -199,7 +206,7 @@ def measure(
         **_certified(table, status),
         per_group=groups,
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
-        **_queries(_column(table, "queries")[broken], attacked),
+        **_queries(column_of(table, "queries")[broken], attacked),
     )
     if shown.certified_accuracy is not None:
         _prove(shown.curve, table, right)
@@ -231,7 +238,7 @@ def without_relations(table: pa.Table, names: Sequence[str]) -> RelationMetrics 
     """
     if "relations_broken" not in table.column_names or not names:
         return None
-    status, cells = _column(table, "status"), table.column("relations_broken").to_pylist()
+    status, cells = column_of(table, "status"), table.column("relations_broken").to_pylist()
     if any(cell is None or len(cell) != len(names) for cell in cells):
         raise InputError(f"relations_broken has other relations than the {len(names)} of run.json.")
     broken = np.array(cells, np.int8).reshape(len(cells), len(names))
@@ -245,7 +252,7 @@ def without_relations(table: pa.Table, names: Sequence[str]) -> RelationMetrics 
         robust_accuracy=interval(int(held.sum()) - count, int((status != "skipped").sum())),
         searched=int(held.sum()),
         broken=count,
-        passes=int(_column(table, "relations_passes").sum()),
+        passes=int(column_of(table, "relations_passes").sum()),
         by_relation={name: times for times, name in by if times},
     )
 
@@ -265,9 +272,9 @@ def _by_class(
         label, names = bears, {c - 1: name.removesuffix(" wrong") for c, name in names.items()}
     else:
         label, clean, attacked = (
-            _column(table, name) for name in ("label", "clean_prediction", "attacked_prediction")
+            column_of(table, name) for name in ("label", "clean_prediction", "attacked_prediction")
         )
-        bears = label.reshape(-1, 1) == np.arange(classes)
+        bears = np.where(label < classes, label, -1)
         found["confusion"] = Confusion(
             clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)
         )
@@ -276,7 +283,8 @@ def _by_class(
         "clean": _scores(label, clean, classes),
         "attacked": _scores(label, attacked, classes),
     }
-    present = np.any(bears, axis=0)
+    rows, hit, held = (_tally(bears[of], classes) for of in (..., right, robust))
+    present = rows > 0
 
     def pair(which: int, of: Any) -> Pair:
         return Pair(**{kind: float(score[which][of].mean()) for kind, score in scores.items()})
@@ -285,8 +293,8 @@ def _by_class(
         ClassMetrics(
             label=c,
             name=names.get(c, str(c)),
-            clean_accuracy=interval(int((right & bears[:, c]).sum()), int(bears[:, c].sum())),
-            robust_accuracy=interval(int((robust & bears[:, c]).sum()), int(bears[:, c].sum())),
+            clean_accuracy=interval(int(hit[c]), int(rows[c])),
+            robust_accuracy=interval(int(held[c]), int(rows[c])),
             precision=pair(0, c),
             recall=pair(1, c),
             f1=pair(2, c),
@@ -295,12 +303,12 @@ def _by_class(
         if present[c]
     ]
     if task == "classes" and classes == 2 and present.all():
-        rare = int(bears[:, 0].sum() < bears[:, 1].sum()) ^ 1
+        rare = int(rows[0] < rows[1]) ^ 1
         ranked = _ranked(table, label == rare, rare)
         areas = {name: Pair(**{k: of[i] for k, of in ranked.items()}) for i, name in AREAS}
         found["binary"] = BinaryMetrics(
             label=rare,
-            share=float(bears[:, rare].mean()),
+            share=float(rows[rare] / len(label)),
             precision=pair(0, rare),
             recall=pair(1, rare),
             f1=pair(2, rare),
@@ -312,19 +320,25 @@ def _by_class(
     return found
 
 
+def _tally(bears: np.ndarray, classes: int) -> np.ndarray:
+    """How many rows bear each class: [n] int, the class of each row or -1, or [n, classes] of
+    truth values."""
+    return bears.sum(0) if bears.ndim == 2 else np.bincount(bears[bears >= 0], minlength=classes)
+
+
 def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
     """What was proved, where rows were certified."""
     if "certified_by" not in table.column_names:
         return {}
     proved = status == "certified"
-    by = Counter(_column(table, "certified_by")[proved].tolist())
+    by = Counter(column_of(table, "certified_by")[proved].tolist())
     return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
 
 
 def _prove(curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray) -> None:
     """Say at each eps of a curve what is proved there; a proof that an example contradicts is
     none."""
-    radius, size = (_column(table, name).astype(float) for name in ("certified_radius", "size"))
+    radius, size = (column_of(table, name).astype(float) for name in ("certified_radius", "size"))
     for point in curve:
         proved = right & (radius >= point.eps) & ~(size <= radius) if point.eps else right
         point.certified_accuracy = interval(int(proved.sum()), len(right))
@@ -333,7 +347,7 @@ def _prove(curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray) -> N
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
     if "group" not in table.column_names:
         return []
-    names, place = np.unique(_column(table, "group").astype(str), return_inverse=True)
+    names, place = np.unique(column_of(table, "group").astype(str), return_inverse=True)
     of, clean, held = (np.bincount(place, w, len(names)) for w in (None, right, robust))
     return [
         GroupMetrics(
@@ -374,10 +388,10 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> CorruptionMetrics:
     """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no
     denominator."""
-    label, clean = (_column(samples, name) for name in ("label", "clean_prediction"))
+    label, clean = (column_of(samples, name) for name in ("label", "clean_prediction"))
     right, points = {}, []
     for name in answers.column_names[1:]:
-        given, (kind, severity) = _column(answers, name), name.split()
+        given, (kind, severity) = column_of(answers, name), name.split()
         right[name] = np.where(given == UNASKED, np.nan, given == label)
         held = right[name][given != UNASKED]
         share = interval(int(held.sum()), len(held))
@@ -427,7 +441,7 @@ def _ranked(
     are of, clean and attacked, over the rows with a confidence."""
     found: dict[str, tuple[float | None, float | None]] = {}
     for kind in ("clean", "attacked"):
-        given, sure = _column(table, f"{kind}_prediction"), _column(table, f"{kind}_confidence")
+        given, sure = column_of(table, f"{kind}_prediction"), column_of(table, f"{kind}_confidence")
         score = np.where(given == rare, sure, 1 - sure.astype(float))
         known = np.isfinite(score) & (given >= 0)
         own, score = bears[known], score[known]
@@ -472,7 +486,7 @@ def _calibration(
     """Of the rows whose confidence is known, clean and on the stored examples."""
     figures: list[list[float | None]] = []
     for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
-        confidence = _column(table, name).astype(float)
+        confidence = column_of(table, name).astype(float)
         known = np.isfinite(confidence) & (predicted >= 0)
         sure, right = confidence[known], (predicted == label)[known]
         kinds = (calibration_error, risk_over_coverage)
@@ -519,7 +533,7 @@ def _sizes(size: np.ndarray) -> Sizes:
 
 def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
     names = [name for name in ("psnr", "ssim", "lpips") if name in table.column_names]
-    seen = {name: _column(table, name).astype(float)[broken] for name in names}
+    seen = {name: column_of(table, name).astype(float)[broken] for name in names}
     known = ~np.isnan(seen["ssim"])
     if not known.any():
         return None

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from holdfast.errors import InputError, first_line
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
-from holdfast.runs.metrics import schema_of
+from holdfast.runs.metrics import column_of, schema_of
 from holdfast.runs.migration import migrate, migrate_samples
 
 NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
@@ -49,7 +49,7 @@ class Rows(Protocol):
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a crash leaves the old one, the new one or none; synced to the disk."""
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file to write.")
@@ -194,9 +194,7 @@ def read_record(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def write_samples(folder: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(schema_of(table.column_names)), sink)
-    write_bytes(folder / "samples.parquet", sink.getvalue().to_pybytes())
+    _write_table(folder / "samples.parquet", table.cast(schema_of(table.column_names)))
 
 
 def read_samples(folder: Path) -> pa.Table:
@@ -214,16 +212,22 @@ def read_samples(folder: Path) -> pa.Table:
         ]
         if bare:
             raise ValueError(f"its column {bare[0]} has empty values")
-        others = set(table.column("status").to_pylist()) - set(get_args(Status))
+        others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
         if others:
             raise ValueError(f"it names a status {min(others)!r}")
     return table
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:
+    _write_table(folder / "corruptions.parquet", table)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_bytes(folder / "corruptions.parquet", sink.getvalue().to_pybytes())
+    write_bytes(path, memoryview(sink.getvalue()))
+    del sink
+    pa.default_memory_pool().release_unused()  # of a million rows 60 MiB, which Arrow would keep
 
 
 def read_corruptions(folder: Path) -> pa.Table:
@@ -470,9 +474,7 @@ def gallery(
     class in turn; more of `rows` of a table, which are small and of which the report makes a
     summary."""
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
-    broken = np.flatnonzero(
-        (np.array(table.column("status").to_pylist()) == "broken") & np.isfinite(size)
-    )
+    broken = np.flatnonzero((column_of(table, "status") == "broken") & np.isfinite(size))
     labels = table.column("label").to_numpy()[broken]
     turn = np.zeros(len(broken), dtype=int)
     for label in np.unique(labels):

@@ -52,6 +52,7 @@ class Framework:
             whatever its name; head are its first `HEAD` bytes, none of a folder.
         load: `load(path, *, arch, trust, output)`, the model of a file. Nothing in the file may be
             run without `trust`.
+        native: how the name of the file ends that `model.save_model(file)` writes, where it does.
         of_rows: `of_rows(model, split, features)`, a model of several inputs as one of flat rows,
             where a function around it would not do.
         arrays: top modules of the types of its arrays, by which a function of them is known.
@@ -66,6 +67,7 @@ class Framework:
     weights: tuple[str, ...] = ()
     recognises: Callable[[Path, bytes], bool] = _nothing
     load: Callable[..., Any] = _no_files
+    native: str = ""
     of_rows: Callable[[Any, Any, int], Any] | None = None
     arrays: tuple[str, ...] = ()
     also: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.head import Head
 from holdfast.targets.target import Access, Inputs, Pullback, Target
@@ -141,6 +141,10 @@ class WithTruth(Around):
 
         return self.batcher.in_parts(ask, self.batcher.place(self._parts(batch)[0])).cpu()
 
+    def objects_at(self, batch: Batch) -> Tensor:
+        """Which pixels of these rows are an object's: [n, H, W] bool."""
+        return self.rule.objects_at(self._parts(batch)[1])
+
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)
 
@@ -207,3 +211,19 @@ def nothing_to_lose(target: Target, rows: Rows) -> Tensor:
     if isinstance(target, WithTruth):
         return target.empty(rows)
     return torch.zeros(len(rows), dtype=torch.bool, device=Batch.of(rows).x.device)
+
+
+def objects_at(target: Target, batch: Batch) -> Tensor:
+    """Which pixels of these rows are an object's: [n, H, W] bool.
+
+    Raises:
+        SpecError: no truth says it.
+    """
+    while isinstance(target, Around):
+        if isinstance(target, WithTruth):
+            return target.objects_at(batch)
+        target = target.inner
+    raise SpecError(
+        "a patch outside of the objects is of detectors and segmenters, whose truths say where "
+        "objects are: say the task, or leave outside out."
+    )

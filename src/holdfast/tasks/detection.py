@@ -235,6 +235,15 @@ class Detection(TaskWithTruth):
         v = (broken.to(z) + left).where(z.isfinite().all(1), torch.nan)
         return torch.stack([torch.zeros_like(v), v], 1)
 
+    def objects_at(self, truth: Tensor) -> Tensor:
+        objects, (height, width) = self.objects(truth), self.size
+        rows, columns = (torch.arange(k, device=truth.device) for k in (height, width))
+        x0, y0, x1, y1 = objects.place[..., None].unbind(2)
+        down = (rows + 1 > y0) & (rows < y1)  # of a pixel any part
+        across = (columns + 1 > x0) & (columns < x1)
+        inside = down[..., None] & across[:, :, None] & (objects.label >= 0)[..., None, None]
+        return inside.any(1)
+
     def share(self, z: Tensor, truth: Tensor) -> Tensor:
         """That of the objects that are found, attacked or not; of an image without any 1."""
         objects = self.objects(truth)

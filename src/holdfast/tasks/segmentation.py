@@ -215,6 +215,11 @@ class Segmentation(TaskWithTruth):
         """The class that outputs give each pixel of the images: [n, H, W] int64."""
         return self._pixels(z, z.new_zeros(len(z), *self.truth_form))[0].argmax(1)
 
+    def objects_at(self, truth: Tensor) -> Tensor:
+        if self.region is not None:
+            return truth == self.region
+        return (truth != 0) & (truth != self.ignore)
+
     def share(self, z: Tensor, truth: Tensor) -> Tensor:
         return self._measure(*self._counts(*self._pixels(z, truth)))
 

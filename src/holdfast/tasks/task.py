@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 from holdfast.losses import without
 from holdfast.tasks.form import Form
 
@@ -189,6 +189,14 @@ class TaskWithTruth(ABC):
         """Of a task that `has_measure` the margins of rows with these truths [n, v] and answers
         [n, w]: [n]."""
         raise NotImplementedError
+
+    def objects_at(self, truth: Tensor) -> Tensor:
+        """Which pixels of images with these truths [n, ...] are an object's: [n, H, W] bool.
+
+        Raises:
+            SpecError: the task knows no objects.
+        """
+        raise SpecError(f"the truths of {self} hold no objects in an image.")
 
     def share(self, z: Tensor, truth: Tensor) -> Tensor:
         """How much of each row's truth [n, ...] outputs z [n, k] have right: [n] in [0, 1]."""

@@ -65,14 +65,31 @@ class Spatial:
         """The eps in Linf at which the whole transform is allowed."""
         return (self.high - self.low) / 2
 
+    @property
+    def avoids(self) -> bool:
+        """Whether an image may change only where no object is."""
+        return isinstance(self.transform, Patch) and self.transform.outside
+
+    def settled(self, point: Tensor, taken: Tensor) -> Tensor:
+        """Parameters [n, *form] near these that change no pixel of an object: `taken`, [n, h, w]
+        bool."""
+        assert isinstance(self.transform, Patch)
+        u = self.transform.settled(self._unit(point), taken)
+        return torch.where(u == self._unit(point), point, self._middle + self.reach * u)
+
+    def clear(self, point: Tensor, taken: Tensor) -> Tensor:
+        """Whether parameters [n, *form] change no pixel of an object: [n] bool."""
+        assert isinstance(self.transform, Patch)
+        return self.transform.clear(self._unit(point), taken)
+
     def origin(self, x: Tensor) -> Tensor:
         """Parameters that change nothing: [n, *form]."""
-        return x.new_full((len(x), *self.form), (self.low + self.high) / 2)
+        return x.new_full((len(x), *self.form), self._middle)
 
     def apply(self, x: Tensor, point: Tensor) -> Tensor:
         """Images x [n, *shape] changed by parameters [n, *form]."""
-        u = (point - (self.low + self.high) / 2) / self.reach
-        transformed = self.transform.move(channels_first(x, self.layout), u, self.low, self.high)
+        image, u = channels_first(x, self.layout), self._unit(point)
+        transformed = self.transform.move(image, u, self.low, self.high)
         return from_channels_first(transformed, self.shape, self.layout)
 
     def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
@@ -80,6 +97,14 @@ class Spatial:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = point.detach().clone().requires_grad_()
             return torch.autograd.grad((self.apply(x, leaf) * g).sum(), leaf)[0]
+
+    @property
+    def _middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def _unit(self, point: Tensor) -> Tensor:
+        """Parameters as the transform takes them, in [-1, 1]."""
+        return (point - self._middle) / self.reach
 
     @property
     def _size(self) -> tuple[int, int, int]:

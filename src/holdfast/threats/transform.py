@@ -34,6 +34,11 @@ class Transform(ABC):
         if not any(sizes):
             raise SpecError(f"{spec.write(self)} moves nothing; give a bound above 0.")
 
+    @property
+    def text(self) -> str:
+        """What `parse` makes it of again, all of it."""
+        return spec.write(self, whole=True)
+
     @abstractmethod
     def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         """The shape of the parameters of one image [c, h, w]."""

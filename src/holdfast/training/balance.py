@@ -64,6 +64,16 @@ class Balance:
         they are."""
         return self.mode == "balanced" or (self.mode == "auto" and self.unequal and not self.odds)
 
+    def least_recall(self, asked: float, k: int) -> float:
+        """The least clean recall of any of k classes of weights that may be chosen, at least the
+        one that is asked for.
+
+        Where classes are unequal it is at least half of that of a guess. A constant answer is right
+        on all rows of one class under every attack, and that can be a higher mean over the classes
+        than that of a network that tells them apart.
+        """
+        return max(asked, 0.5 / k) if self.unequal else asked
+
     @property
     def note(self) -> str:
         """What is done because of it, for the log; empty where nothing is."""

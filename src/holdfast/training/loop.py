@@ -266,7 +266,8 @@ class Training:
         progress.batch = progress.rows = progress.right = 0
         progress.loss = 0.0
         progress.full = progress.full + 1 if eps == self.threat.eps else 0
-        score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
+        least = self.balance.least_recall(self.min_recall, self.target.task.k)
+        score = (accuracy >= self.floor and recall >= least, robust, clean)
         if progress.full > 1 and fooled(objective, inner, robust, progress.best[1]):
             s.back_to_best(recipe)
             progress.stronger, progress.full = progress.stronger + 1, 0
@@ -282,18 +283,6 @@ class Training:
         self._store(s, now=True)
         if self.group.leads and self.on_epoch is not None:
             self.on_epoch(line)
-
-    @property
-    def _least_recall(self) -> float:
-        """The least clean recall of any class of weights that may be chosen.
-
-        Where classes are unequal it is at least half of that of a guess. A constant answer is right
-        on all rows of one class under every attack, and that can be a higher mean over the classes
-        than that of a network that tells them apart.
-        """
-        if not self.balance.unequal:
-            return self.min_recall
-        return max(self.min_recall, 0.5 / self.target.task.k)
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
         """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,

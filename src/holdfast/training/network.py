@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.torch import load_file
 from torch import nn
 
+from holdfast.data.columns import Column
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, wrap
+from holdfast.targets.frameworks.arrays import ArrayModel
 from holdfast.targets.frameworks.pytorch.module import half_of, put_tensors
 from holdfast.training import workers
 from holdfast.training.loop import Training
@@ -81,12 +84,19 @@ def settings(target: TorchTarget) -> dict[str, Any]:
     }
 
 
-def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
-    """A trained model, wrapped as the one that it came from is."""
-    head = like.head
+def wrapped_like(
+    like: TorchTarget, model: Any, columns: Sequence[Column] | None = None
+) -> TorchTarget:
+    """A trained model, wrapped as the one that it came from is; of rows of a table with these
+    columns."""
+    probabilities = like.head.probabilities
+    if isinstance(like.model, ArrayModel):  # which says it itself
+        probabilities = None
     own = wrap(
-        model, probabilities=head.probabilities, task=head.truth_task, draws=1, **settings(like)
+        model, probabilities=probabilities, task=like.head.truth_task, draws=1, **settings(like)
     )
+    if columns is not None:
+        own = own.of_table(columns)
     assert isinstance(own, TorchTarget)
     assert like.shape is not None
     own.bind(like.shape)

@@ -18,6 +18,7 @@ from holdfast.evaluation.contract import check_data, check_model
 from holdfast.evaluation.truths import since, with_truths
 from holdfast.targets import Target, TorchTarget
 from holdfast.targets.adapter import Adapter
+from holdfast.targets.frameworks.arrays import ArrayModel
 from holdfast.targets.target import copied, sealed
 from holdfast.targets.threshold import Threshold
 from holdfast.targets.truth import WithTruth
@@ -44,10 +45,12 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    if not isinstance(model, Adapter) or (own := model.trainable) is None:
+    own = model.trainable if isinstance(model, Adapter) else None
+    if own is None or isinstance(model, ArrayModel):
         raise InputError(
-            "hardening trains a torch module or a Keras model, but the model is a "
-            f"{type(model).__name__}."
+            "training takes a torch module or a Keras model, and hardening also an estimator with "
+            "settings of its own (XGBClassifier, and not its Booster), but the model is a "
+            f"{getattr(target, 'name', type(model).__name__)}."
         )
     from holdfast.training.keras import KerasNetwork
 

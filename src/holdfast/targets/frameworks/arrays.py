@@ -111,6 +111,7 @@ class ArrayModel(Adapter):
         columns: Columns | None = None,
         trees: Callable[[], Trees] | None = None,
         network: Callable[[], Callable[[Tensor], Tensor]] | None = None,
+        trainable: Any = None,
     ) -> None:
         if gives not in (None, "scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
@@ -119,7 +120,7 @@ class ArrayModel(Adapter):
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self.columns, self._trees = digest, columns, trees
-        self._network = network
+        self._network, self.trainable = network, trainable
         # of rows of a table: where they hold the model's own columns, and all that they hold
         self._order: list[int] | None = None
         self._table: tuple[Column, ...] | None = None
@@ -127,7 +128,7 @@ class ArrayModel(Adapter):
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
-        rows = self._rows(given)
+        rows = self.rows(given)
         try:
             z = self.function(rows)
         except Exception as error:
@@ -156,8 +157,8 @@ class ArrayModel(Adapter):
         own.shape = (len(columns),)
         return own
 
-    def _rows(self, x: np.ndarray) -> Any:
-        """Rows as the model takes them: a DataFrame, where it was fitted with names."""
+    def rows(self, x: np.ndarray) -> Any:
+        """Rows x [n, *shape] as the model takes them: a DataFrame, if it was fitted with names."""
         if self.columns is None:
             return x
         if self._table is None or self._order is None:

@@ -54,7 +54,7 @@ def adapt(model: Any, **_: Any) -> ArrayModel:
         return model.predict(x, prediction_type="RawFormulaVal")
 
     features = len(model.feature_names_)
-    return of_booster(
+    made = of_booster(
         "catboost",
         ask,
         features,
@@ -65,6 +65,8 @@ def adapt(model: Any, **_: Any) -> ArrayModel:
         None if names is None else Columns(names, coded, framed=bool(coded)),
         lambda: _trees(_content(model), ask, features),
     )
+    made.trainable = model
+    return made
 
 
 def _trees(content: bytes, ask: Callable[[np.ndarray], np.ndarray], features: int) -> Trees:
@@ -138,5 +140,6 @@ FRAMEWORK = Framework(
     suffixes=(".cbm",),
     recognises=lambda _, head: _BEGINS.match(head) is not None,
     load=load,
+    native=".cbm",
     also=("sklearn",),
 )

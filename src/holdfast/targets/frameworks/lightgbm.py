@@ -130,5 +130,6 @@ FRAMEWORK = Framework(
     lambda model, **_: from_booster(model),
     recognises=lambda _, head: holds_booster(head),
     load=lambda path, **_: load(path),
+    native=".txt",
     also=("sklearn",),
 )

@@ -107,6 +107,7 @@ def from_estimator(
         "digest": digest,
         "shape": None if features is None else (int(features),),
         "class_labels": own_labels(known or ()),
+        "trainable": model,
     }
     table = own["columns"] = _table(model)
     columns = None if table is None else table.names
@@ -140,6 +141,59 @@ def from_estimator(
         "has to be fitted first."
     )
     return ArrayModel(model.predict, numbers=said, **own)
+
+
+def unfitted(model: Any) -> Any:
+    """A new estimator with the settings of a fitted one, its `random_state` too.
+
+    Raises:
+        InputError: it does not say them.
+    """
+    from sklearn.base import clone
+
+    kind = type(model).__name__
+    try:
+        try:
+            return clone(model)
+        except RuntimeError:  # as CatBoost's, which copies its lists
+            return type(model)(**model.get_params())
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(
+            f"the {kind} cannot be made anew with its settings ({first_line(error)}); an estimator "
+            "says them by get_params, as those of scikit-learn do."
+        ) from error
+
+
+def to_skops(model: Any) -> bytes:
+    """A `.skops` file of an estimator.
+
+    Raises:
+        InputError: it cannot be stored so.
+    """
+    io = need("skops.io", "sklearn", "a file of an estimator")
+    try:
+        return io.dumps(model)
+    except Exception as error:
+        raise InputError(
+            f"the {type(model).__name__} cannot be stored as a skops file: {first_line(error)}."
+        ) from error
+
+
+def own_skops(path: Path) -> Any:
+    """The estimator of a file that `to_skops` made here: it is trusted."""
+    io = need("skops.io", "sklearn", f"{path}")
+    return io.load(path, trusted=io.get_untrusted_types(file=path))
+
+
+def native_file(model: Any, folder: Path) -> None:
+    """Leave the booster of another library, where an estimator is one, as that library's own
+    file `model` in a folder."""
+    booster = _booster(model)
+    if booster is None:
+        booster = model
+    framework = of_model(booster)
+    if framework is not None and framework.native:
+        booster.save_model(str(folder / f"model{framework.native}"))
 
 
 def _classes(model: Any) -> list[Any] | None:

@@ -188,5 +188,6 @@ FRAMEWORK = Framework(
     suffixes=(".json", ".ubj"),
     recognises=lambda _, head: holds_booster(head),
     load=_load,
+    native=".ubj",
     also=("sklearn",),
 )
