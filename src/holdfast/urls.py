@@ -96,4 +96,4 @@ def _said(error: Exception) -> str:
         return f"access is denied ({first_line(error)}); check the credentials and their rights"
     if isinstance(error, NotImplementedError):
         return "a store of this kind cannot do that"
-    return f"{first_line(error)}; check the address, the network and the credentials"
+    return f"{first_line(error)}; check the address, the network, the credentials and the file"

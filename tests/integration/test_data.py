@@ -10,8 +10,9 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -157,6 +158,7 @@ def test_pieces_are_the_whole_and_are_clipped_to_the_end(form: tuple[str, np.nda
     assert [len(y) for _, y in pieces] == [2, 2, 2, 1]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in pieces]), whole(source)[0])
     np.testing.assert_array_equal(np.concatenate([y for _, y in pieces]), LABELS)
+    np.testing.assert_array_equal(source.labels(1, 99), LABELS[1:])
     assert source.rows(3, 3)[0].shape == (0, *source.shape)
 
 
@@ -366,14 +368,58 @@ def test_parquet_reads_each_row_group_once_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, read = make_parquet(tmp_path), []
-    real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda *args: read.append(args[1]) or real(*args)
-    )
+    real = pq.ParquetFile.iter_batches
+
+    def counted(file: pq.ParquetFile, *args: Any, **kwargs: Any) -> Any:
+        read.extend(kwargs["row_groups"])
+        return real(file, *args, **kwargs)
+
     source = open_data(spec)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     for row in range(N):
         source.rows(row, row + 1)
     assert read == [0, 1, 2]
+
+
+def test_a_row_group_is_never_held_as_a_whole(tmp_path: Path) -> None:
+    pixels = np.arange(784 * 20_000, dtype=np.uint8).reshape(-1, 784)
+    x = pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), 784)
+    pq.write_table(pa.table({"x": x, "y": np.arange(20_000)}), tmp_path / "t.parquet")
+    before, most = pa.total_allocated_bytes(), 0
+    source = open_data(str(tmp_path / "t.parquet"), scale=False)
+    for start in (*range(0, 20_000, 1000), 19_999, 10_300, 10_000, 10_300):
+        rows, y = source.rows(start, start + 1000)
+        most = max(most, pa.total_allocated_bytes() - before)
+        np.testing.assert_array_equal(rows, pixels[start : start + 1000])
+        assert y[0] == start
+    assert most < pixels.nbytes
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    home = tmp_path / "parts"
+    for name, (start, stop) in {"test-0": (0, 3), "test-1": (3, 5), "train-0": (5, 9)}.items():
+        (home / "data").mkdir(parents=True, exist_ok=True)
+        labels = pa.array([f"c{i % 4}" for i in range(start, stop)])
+        table = pa.table({"a": range(start, stop), "b": labels, "y": labels})
+        pq.write_table(table, home / "data" / f"{name}.parquet")
+    store = fsspec.filesystem("memory")
+    store.put(str(home), "/parts", recursive=True)
+    for spec in (str(home), "memory://parts"):
+        source = open_data(spec)
+        assert source.rows(1, 5)[0].tolist() == [[1, 1], [2, 2], [3, 3], [4, 0]]
+        assert source.class_names == ("c0", "c1", "c2", "c3")
+        assert source.labels(2, 9).tolist() == [2, 3, 0]
+        assert open_data(spec, split="train").rows(0, 9)[0][:, 0].tolist() == [5, 6, 7, 8]
+        assert "has no split 'other'" in refusal(spec, split="other")
+    file = "memory://parts/data/test-1.parquet"
+    assert open_data(file).rows(0, 9)[0][:, 0].tolist() == [3, 4]
+    pq.write_table(pa.table({"a": [0.5], "y": ["c0"]}), home / "data" / "test-2.parquet")
+    assert "test-2.parquet has other columns than" in refusal(str(home))
+    store.pipe_file("/parts/data/test-1.parquet", b"PAR1" + bytes(40) + b"PAR1")
+    assert "cannot read memory:///parts/data/test-1.parquet" in refusal("memory://parts")
+    assert "cannot read memory:///none: there is no such" in refusal("memory://none")
+    store.pipe_file("/others/notes.txt", b"")
+    assert "memory://others holds no Parquet files" in refusal("memory://others")
 
 
 def test_package_modules_come_from_the_current_folder(

@@ -12,6 +12,7 @@ import torch
 from helpers.cases import case
 from helpers.commands import holdfast as command
 from helpers.commands import names, refused, same_run
+from helpers.segmenter import trained
 from torch import Tensor, nn
 
 import holdfast
@@ -24,7 +25,6 @@ from holdfast.targets.truth import WithTruth
 from holdfast.tasks import Segmentation
 from holdfast.tasks import parse as task_of
 from holdfast.tasks.pixels import LOSSES
-from holdfast.testing import scenes_of_digits
 from holdfast.threats.threat import Threat
 
 EPS = 0.1
@@ -389,30 +389,6 @@ def test_standard_is_stronger_on_portraits_than_steps_of_the_sign(
     model, data = cases / "onnx_sinet_portrait" / "SINet.onnx", tmp_path / "portraits.npz"
     judged = command("verify", tmp_path / "run", model, data)
     assert judged.exit_code == 0, judged.output
-
-
-def trained(steps: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small segmenter of scenes of three digits, trained so long, and scenes that it has not
-    seen."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(),
-        nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv2d(32, 4, 1),
-    )  # fmt: skip
-    known = scenes_of_digits(min(8 * steps, 256), classes=3, side=32)
-    x, y = torch.from_numpy(known.x), torch.from_numpy(known.masks)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    weight = torch.tensor([0.2, 1, 1, 1])
-    for step in range(steps):
-        rows = torch.arange(32 * step, 32 * step + 32) % len(x)
-        z = nn.functional.interpolate(net(x[rows]), (32, 32), mode="bilinear")
-        loss = nn.functional.cross_entropy(z, y[rows], weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    fresh = scenes_of_digits(n, seed=1, split="test", classes=3, side=32)
-    return net.eval(), torch.from_numpy(fresh.x), torch.from_numpy(fresh.masks)
 
 
 @pytest.mark.parametrize(

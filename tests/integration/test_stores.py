@@ -185,3 +185,16 @@ def test_s3_holds_shards_and_their_merged_run(s3: Any) -> None:
     assert s3.exists("shared/run/merged/report.html")
     missing = refused("evaluate", *ASKED, *ROWS, "--out", "s3://nowhere/run")
     names(missing, "cannot write s3://nowhere/run: there is no such bucket")
+
+
+@pytest.mark.slow
+def test_s3_holds_what_workers_share_until_it_is_one_run(s3: Any) -> None:
+    assert holdfast("evaluate", *ASKED, *ROWS, "--out", "one").exit_code == 0
+    shared = ("--workers", 2, "--out", "s3://shared/two")
+    done = holdfast("evaluate", *ASKED, *ROWS, *shared)
+    assert done.exit_code == 0, done.output
+    same_run("one", Run("s3://shared/two").folder)
+    assert s3.exists("shared/two/report.html")
+    assert not s3.exists("shared/two.shards")
+    names(refused("evaluate", *ASKED, *ROWS, *shared), "s3://shared/two holds a finished run")
+    assert holdfast("evaluate", *ASKED, *ROWS, *shared, "--resume").exit_code == 0

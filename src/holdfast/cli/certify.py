@@ -32,8 +32,7 @@ def certify(
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
-    source = options.open_source(data, **rows)
-    target = options.open_target(model, source, **how)
+    target, source = options.open_attacked(model, data, how, rows)
     with writing.resumable(folder) as here:
         with writing.progress_bar() as on_progress:
             run = prove(
@@ -47,7 +46,7 @@ def certify(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=echo_estimate,
+                on_estimate=None if writing.listener else echo_estimate,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

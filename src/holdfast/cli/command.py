@@ -17,6 +17,7 @@ from holdfast.errors import HoldfastError
 from holdfast.urls import named
 
 Action = Callable[..., int]
+MISTAKES = HoldfastError, SystemExit, GeneratorExit, OSError, KeyboardInterrupt
 PANELS = "Arguments", "Options", "Threat", "Model", "Data", "Training", "Measurement", "Run"
 
 
@@ -54,26 +55,30 @@ def guarded(command: Action) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**options: Any) -> None:
         said = ""
-        code = 2
         try:
             code = command(**options)
-        except HoldfastError as error:
-            said = f"error: {named(error)}"
-        except (SystemExit, GeneratorExit) as error:  # a command raises neither: the user's did
-            said = f"error: {usercode.raised('code of the model or of the data', error)}"
-        except OSError as error:  # a name too long, a folder that nobody may write to, a full disk
-            what = f"{str(error.filename)[:80]}: " if error.filename else ""
-            said = f"error: {what}{error.strerror or error}."
-        except KeyboardInterrupt:
-            said, code = "interrupted; give the same command again.", 130
-        if said:  # a name from a file must not steer the terminal
-            known = (
-                c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in said
-            )
-            typer.echo("".join(known), err=True)
+        except MISTAKES as error:
+            code, said = ending(error)
+        if said:
+            typer.echo(said, err=True)
         raise typer.Exit(code)
 
     return run
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """The exit code that one of `MISTAKES` ends a command with, and the sentence that says it."""
+    code, said = 2, f"error: {named(error)}"
+    if isinstance(error, (SystemExit, GeneratorExit)):  # a command raises neither: the user's did
+        said = f"error: {usercode.raised('code of the model or of the data', error)}"
+    elif isinstance(error, OSError):  # a name too long, a folder that nobody may write, a full disk
+        what = f"{str(error.filename)[:80]}: " if error.filename else ""
+        said = f"error: {what}{error.strerror or error}."
+    elif isinstance(error, KeyboardInterrupt):
+        code, said = 130, "interrupted; give the same command again."
+    # a name from a file must not steer the terminal
+    known = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in said)
+    return code, "".join(known)
 
 
 class Command(TyperCommand):

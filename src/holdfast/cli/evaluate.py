@@ -111,7 +111,7 @@ def evaluate(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=echo_estimate,
+                on_estimate=None if writing.listener else echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 certifier=options.ladder_of(**proofs) if certify else None,
@@ -129,6 +129,8 @@ def check_seconds(max_seconds: float | None) -> None:
 
 def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
     """Say what a finished run found, and whether it is good enough."""
+    if writing.listener is not None:
+        return 0  # of a shard, which is concluded with all others
     from holdfast.reporting import html, terminal
     from holdfast.runs import gates
     from holdfast.runs.store import untrusted

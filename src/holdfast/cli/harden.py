@@ -43,6 +43,14 @@ def harden(
             metavar="OBJECTIVE",
         ),
     ] = None,
+    loss: Annotated[
+        str | None,
+        options.about_training(
+            help="The loss of a detector or a segmenter (--task): a function of the module, inputs "
+            "and truths, which gives [n], or the mean; path/file.py:function.",
+            metavar="FUNCTION",
+        ),
+    ] = None,
     class_weights: options.ClassWeights = None,
     synthetic: Annotated[
         str | None,
@@ -140,6 +148,7 @@ def harden(
                 devices=devices,
                 precision=precision,
                 tensorboard=tensorboard,
+                loss=loss,
             )
         if json:
             typer.echo(made.comparison.model_dump_json(indent=1))

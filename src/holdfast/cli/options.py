@@ -453,6 +453,10 @@ def folder_of(
     return out or fresh_folder(model, what)
 
 
+# of a worker, which measures shard after shard: what it opened for all of them
+opened: "tuple[Target, Source] | None" = None
+
+
 def open_attacked(
     model: str,
     data: str,
@@ -468,6 +472,8 @@ def open_attacked(
     ] = None,
 ) -> "tuple[Target, Source]":
     """The model, with the gradients that the adversary has of it, and the data."""
+    if opened is not None:
+        return opened
     source = open_source(data, **rows)
     target = open_target(model, source, **how)
     if surrogate is None:

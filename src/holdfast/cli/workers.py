@@ -1,108 +1,231 @@
-"""`--workers N`: the shards of one run, each measured by a process of its own on this machine.
+"""`--workers N` and `--ray ADDRESS`: the shards of one run, measured by processes of this machine
+or of a cluster.
 
-Each worker runs the command as it was given, on its shard (see `cli/worker.py`), and says how far
-it is. One that dies is started again, and goes on where it was.
+Each worker runs the command as it was given, on shard after shard (see `cli/worker.py`), and says
+how far it is; `cli/dispatch.py` says which.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
 import inspect
-import json
 import os
-import pickle
 import shutil
-import subprocess
 import sys
-import tempfile
-import threading
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from holdfast.cli import options, writing
 from holdfast.cli.command import Action
-from holdfast.errors import InputError
+from holdfast.cli.dispatch import TRIES, Dispatch, shards_for
+from holdfast.cli.evaluate import check_seconds, conclude
+from holdfast.cli.worker import Job
+from holdfast.errors import InputError, SpecError, listed
+from holdfast.urls import place, reaching, store_at
 
-TRIES = 3  # how often a shard may end its worker before it is given up
-REFUSED, FINISHED = 2, (0, 3)  # exit codes of a command without gates that came to its end
+if TYPE_CHECKING:
+    from holdfast.evaluation.shards import Shard
+    from holdfast.runs.run import Run
 
 Workers = Annotated[
-    int,
+    int | None,
     options.about_run(
         min=1,
         max=1024,
-        help="Processes that share the rows, on cores or on one CUDA device each.",
+        help="Processes that share the rows, on cores or on one CUDA device each; default 1, and "
+        "with --ray what the cluster has room for.",
+        metavar="N",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    options.about_run(
+        help="Share the rows over a cluster of Ray: auto, local, or host:port of its head.",
+        metavar="ADDRESS",
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    options.about_run(
+        min=0,
+        help="Of each worker with --ray, such as 0.5; default 1 where the cluster has any.",
         metavar="N",
     ),
 ]
 
 
 def with_workers(name: str, command: Action) -> Action:
-    """A command that measures rows, with the option `--workers`."""
+    """A command that measures rows, with the options `--workers`, `--ray`, `--gpus-per-worker`."""
 
     @functools.wraps(command)
-    def run(*, workers: int = 1, **given: Any) -> int:
-        return command(**given) if workers == 1 else _shared(name, command, workers, given)
+    def run(
+        *,
+        workers: int | None = None,
+        ray: str | None = None,
+        gpus_per_worker: float | None = None,
+        **given: Any,
+    ) -> int:
+        if ray is None and gpus_per_worker is not None:
+            raise SpecError("--gpus-per-worker is for workers on a cluster; give --ray too.")
+        if ray is None and (workers or 1) == 1:
+            return command(**given)
+        return _shared(name, command, workers, ray, gpus_per_worker, given)
 
     own = inspect.signature(command).parameters.values()
-    more = inspect.Parameter(
-        "workers", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=Workers
-    )
-    run.__signature__ = inspect.Signature([*own, more])  # pyright: ignore
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in (("workers", Workers), ("ray", Ray), ("gpus_per_worker", Gpus))
+    ]
+    run.__signature__ = inspect.Signature([*own, *more])  # pyright: ignore
     return run
 
 
-def _shared(name: str, command: Action, workers: int, given: dict[str, Any]) -> int:
-    """Measure in so many workers, join their shards, and conclude as the command does."""
-    from holdfast.cli.evaluate import conclude
-    from holdfast.evaluation.merge import merge
-    from holdfast.evaluation.shards import shards_of
+def _shared(
+    name: str,
+    command: Action,
+    workers: int | None,
+    ray: str | None,
+    gpus: float | None,
+    given: dict[str, Any],
+) -> int:
+    """Measure in workers, join their shards, and conclude as the command does."""
     from holdfast.runs import gates
-    from holdfast.runs.run import Run
+    from holdfast.runs.journal import left_as_found
+    from holdfast.runs.remote import fetched
 
     conditions = [gates.parse(text) for text in given["gate"] or ()]
+    check_seconds(given["max_seconds"])
     if given["shard"] is not None:
+        sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
         raise InputError(
-            f"--shard {given['shard']} is one part of the rows, and --workers {workers} would "
-            "share all of them; give one of both."
+            f"--shard {given['shard']} is one part of the rows, and {sharing} would share all of "
+            "them; give one of both."
         )
     kind = "custom" if given.get("attack") else given.get("protocol", name)
     what = f"{given['threat']}-{kind}"
     folder = options.folder_of(given["model"], what, out=given["out"], resume=given["resume"])
-    parts = folder.with_name(f"{folder.name}.shards")
-    if given["resume"] and (folder / "run.json").exists() and not parts.exists():
-        return command(**given)  # which sees that nothing is left, or that something else is asked
-    _check_free(folder, parts, workers, resume=given["resume"])
-    asked = given | {"out": parts, "gate": None, "json": False}
-    with writing.resumable(folder):
-        try:
-            _Workers(name, asked, workers).run()
-        except InputError:
-            with suppress(OSError):  # where nothing is kept in it
-                parts.rmdir()
-            raise
+    parts = place(f"{folder}.shards")
+    with writing.resumable(folder) as here:
+        begun = fetched(parts)
+        if given["resume"] and (here / "run.json").exists() and not begun.exists():
+            return command(**given)  # which sees that nothing is left, or that another is asked
+        _check_free(here, begun, resume=given["resume"])
+        asked = given | {"out": parts, "gate": None, "json": False}
+        job = Job(inspect.unwrap(command), asked, sys.argv, os.getcwd())
+        with left_as_found(begun):
+            failed = _measured(job, begun, workers, ray, gpus)
+        if failed:
+            raise InputError(_named(failed))
+        run = _merged(parts, here)
+        strict = given.get("strict", False)
+        return conclude(run, conditions, strict=strict, json=given["json"])
+
+
+def _merged(parts: Path | str, folder: Path) -> Run:
+    """The run of all shards, which are removed where nothing of it is left to do."""
+    from holdfast.evaluation.merge import merge
+    from holdfast.evaluation.shards import shards_of
+    from holdfast.runs.remote import fetched
+    from holdfast.runs.run import Run
+
+    whole = fetched(parts)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that time cut short, and that went on
-    run = merge(parts, folder)
-    strict = given.get("strict", False)
-    code = conclude(run, conditions, strict=strict, json=given["json"])
-    shards = shards_of(parts)
-    if not any(Run(shard).unfinished for shard in shards):
-        for shard in shards:
-            shutil.rmtree(shard)
-        with suppress(OSError):  # where something else lies there
-            parts.rmdir()
-    return code
+    run = merge(whole, folder)
+    shards = shards_of(whole)
+    if any(Run(shard).unfinished for shard in shards):
+        return run
+    for shard in shards:
+        shutil.rmtree(shard)
+        if not isinstance(parts, Path):
+            url = f"{parts}/{shard.name}"
+            with reaching(url, "remove"):
+                store, path = store_at(url)
+                store.rm(path, recursive=True)
+    with suppress(OSError):  # where something else lies there
+        whole.rmdir()
+    return run
 
 
-def _check_free(folder: Path, parts: Path, workers: int, *, resume: bool) -> None:
+def _measured(
+    job: Job, begun: Path, workers: int | None, ray: str | None, gpus: float | None
+) -> dict[Shard, str]:
+    """Have workers measure what is not finished of what was begun; the shards that failed, and
+    why."""
+    from holdfast.evaluation.shards import Shard, shards_in
+
+    seconds, began = job.given["max_seconds"], time.monotonic()
+
+    def options_of(shard: Shard, again: bool) -> dict[str, Any]:
+        left = None if seconds is None else max(seconds - (time.monotonic() - began), 0.0)
+        resume = job.given["resume"] or again
+        return {"shard": f"{shard.i}/{shard.n}", "resume": resume, "max_seconds": left}
+
+    def cut(rows: list[int]) -> list[Shard]:
+        known = shards_in(begun)
+        n = known[0].n if known else shards_for(rows[1] - rows[0], engine.workers)
+        every = [Shard(i, n) for i in range(n)]
+        every[0].rows(*rows)  # which refuses fewer rows than shards
+        # a finished one is given where no other would hold what is asked against what was
+        return [shard for shard in every if not _finished(begun / str(shard))] or every[:1]
+
+    with _engine(ray, job, workers, gpus, options_of) as engine, writing.progress_bar() as show:
+        return Dispatch(engine, engine.workers, cut, show).run()
+
+
+def _engine(
+    ray: str | None,
+    job: Job,
+    workers: int | None,
+    gpus: float | None,
+    options_of: Callable[[Shard, bool], dict[str, Any]],
+) -> AbstractContextManager[Any]:
+    """What runs workers, until the block ends.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    if ray is None:
+        from holdfast.cli.processes import processes
+
+        return processes(job, workers or 1, options_of)
+    try:
+        from holdfast.cli.ray import actors
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError(
+            f"--ray {ray} needs Ray, which is not installed: pip install 'holdfast[ray]'."
+        ) from None
+    return actors(ray, job, workers, gpus, options_of)
+
+
+def _named(failed: dict[Shard, str]) -> str:
+    """The sentence on shards that failed."""
+    first, *others = [f"{shard.i}/{shard.n}" for shard in failed]
+    more = f", and so did that of {listed(others, 10)}" if others else ""
+    return (
+        f"the worker of shard {first} died {TRIES} times, the last with "
+        f"{next(iter(failed.values())).rstrip('.')}{more}. What is finished is kept: the same "
+        "command with --resume goes on."
+    )
+
+
+def _finished(run: Path) -> bool:
+    from holdfast.runs.journal import Journal
+
+    return (run / "run.json").exists() and not Journal(run).begun
+
+
+def _check_free(folder: Path, parts: Path, *, resume: bool) -> None:
     """Refuse a folder that holds anything but the same run, unfinished.
 
     Raises:
         InputError: it does.
     """
-    from holdfast.evaluation.shards import Shard, shards_in
+    from holdfast.evaluation.shards import shards_in
     from holdfast.runs.journal import Journal, refuse_taken
 
     if not parts.exists():
@@ -117,12 +240,19 @@ def _check_free(folder: Path, parts: Path, workers: int, *, resume: bool) -> Non
         raise InputError(
             f"{parts} holds an unfinished run; go on with it by --resume, or choose another --out."
         )
-    if others := {shard.n for shard in shards_in(parts)} - {workers}:
+    shards = shards_in(parts)
+    if len(numbers := sorted({shard.n for shard in shards})) > 1:
         raise InputError(
-            f"{parts} was begun with --workers {min(others)}, and --workers is {workers}; use the "
-            "same number."
+            f"{parts} holds shards of {listed(numbers, 5)}; keep those of one number, and move the "
+            "others away."
         )
-    if _asked(folder) != _asked(parts / str(Shard(0, workers))):  # not what time once cut short
+    asked = [_asked(parts / str(shard)) for shard in shards]
+    begun = [one for one in asked if one is not None]
+    if any(one != begun[0] for one in begun):
+        raise InputError(
+            f"{parts} holds shards of two questions; keep those of one, and move the others away."
+        )
+    if _asked(folder) not in begun:  # not what time once cut short
         refuse_taken(folder)
 
 
@@ -137,98 +267,3 @@ def _asked(run: Path) -> dict[str, Any] | None:
     if (run / "run.json").exists():
         return question(store.read_manifest(run)) | {"rows": ""}
     return None
-
-
-class _Workers:
-    """Processes that run a command, each on one shard."""
-
-    def __init__(self, name: str, asked: dict[str, Any], n: int) -> None:
-        self.name, self.asked, self.n = name, asked, n
-        self.processes: dict[int, subprocess.Popen[str]] = {}
-        self.at: dict[int, tuple[float, str, int, str]] = {}  # the last `Progress` of each
-        self.failed: list[str] = []
-
-    def run(self) -> None:
-        """Start them, and wait for all.
-
-        Raises:
-            InputError: one refused what was asked, or died too often.
-        """
-        from holdfast.evaluation.chunk import Progress
-
-        with ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-")))
-            show = stack.enter_context(writing.progress_bar())
-            threads = [threading.Thread(target=self._serve, args=(i, work)) for i in range(self.n)]
-            for thread in threads:
-                thread.start()
-            try:
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(0.2)
-                        if at := [Progress(*p) for p in self.at.values()]:
-                            share, live = sum(p.share for p in at) / self.n, sum(p.live for p in at)
-                            show(min(at)._replace(share=share, live=live))
-            except BaseException:
-                self._stop("interrupted")
-                raise
-        if self.failed:
-            raise InputError(self.failed[0])
-
-    def _stop(self, why: str) -> None:
-        self.failed.append(why)
-        for process in self.processes.values():
-            process.kill()
-
-    def _serve(self, i: int, work: Path) -> None:
-        """Have shard i measured, by further workers where one dies."""
-        errors, code = work / f"{i}", 0
-        for attempt in range(TRIES):
-            own = {"shard": f"{i}/{self.n}", "resume": self.asked["resume"] or attempt > 0}
-            code = self._work(i, self.asked | own | self._device(i), errors)
-            if self.failed or code in FINISHED:
-                return
-            if code == REFUSED:
-                break
-        said = (errors.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        if code == REFUSED:
-            return self._stop(said.removeprefix("error: "))
-        return self._stop(
-            f"the worker of shard {i}/{self.n} died {TRIES} times, the last with code {code}: "
-            f"{said.rstrip('.')}. What is finished is kept: the same command with --resume goes on."
-        )
-
-    def _work(self, i: int, given: dict[str, Any], errors: Path) -> int:
-        """The exit code of one worker."""
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        threads = str(max(1, (os.cpu_count() or 1) // self.n))
-        message = base64.b64encode(pickle.dumps((self.name, given, sys.argv))).decode()
-        with (
-            errors.open("wb") as stderr,
-            subprocess.Popen(
-                [sys.executable, "-m", "holdfast.cli.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": threads},
-                text=True,
-            ) as process,
-        ):
-            self.processes[i] = process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with suppress(BrokenPipeError):  # of one that died at once
-                process.stdin.write(message + "\n")
-                process.stdin.flush()
-            for line in process.stdout:
-                self.at[i] = json.loads(line)
-            return process.wait()
-
-    def _device(self, i: int) -> dict[str, str]:
-        """A CUDA device of its own, where there are several."""
-        if self.asked["device"] not in ("auto", "cuda"):
-            return {}
-        import torch
-
-        devices = torch.cuda.device_count()
-        return {"device": f"cuda:{i % devices}"} if devices > 1 else {}

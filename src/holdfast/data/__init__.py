@@ -14,6 +14,7 @@ from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
 from holdfast.errors import InputError, listed, suggest
+from holdfast.urls import is_url, place
 
 __all__ = ["KINDS", "Source", "as_source", "from_arrays", "open_data"]
 
@@ -37,8 +38,8 @@ KINDS = {
     "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
     "csv": "FILE.csv: columns of numbers or texts under a header, and y, label, target or class (or"
     " --label NAME); plain or .gz",
-    "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names "
-    "groups",
+    "parquet": "FILE.parquet, or a folder of such: the same columns, or a list column x; in both a "
+    "column group names groups; also by URL: s3://bucket/FILE.parquet",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
 _ENDINGS = {
@@ -235,6 +236,8 @@ def kind_of(spec: str) -> str:
     kind, _, _ = spec.partition(":")
     if kind.lower() == "digits" or kind.lower() in _FORMS:
         return kind.lower()
+    if is_url(spec):
+        return "parquet"
     path = _path(spec)
     for ending, found in _ENDINGS.items():
         if path.name.lower().endswith(ending):
@@ -263,10 +266,12 @@ def _kind_of_folder(folder: Path) -> str:
         if layouts.is_paired(folder, other):
             return kind
     from holdfast.data import images, waves
+    from holdfast.data.parquet_files import ENDINGS
 
+    of = {"waves": waves.ENDINGS, "parquet": ENDINGS, "folder": images.ENDINGS}
+    kinds = {ending: kind for kind, endings in of.items() for ending in endings}
     endings = (path.suffix.lower() for path in folder.rglob("*"))
-    first = next((e for e in endings if e in images.ENDINGS | waves.ENDINGS), None)
-    return "waves" if first in waves.ENDINGS else "folder"
+    return next((kinds[ending] for ending in endings if ending in kinds), "folder")
 
 
 def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]) -> Source:
@@ -283,7 +288,7 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
         case "parquet":
             from holdfast.data.parquet import Table
 
-            return Table(path, spec, scale, **loading)
+            return Table(place(spec) if is_url(spec) else path, spec, split, scale, **loading)
         case "folder" | "coco" | "yolo" | "masks":
             return _open_pictures(kind, path, spec, split, scale, loading)
         case "waves":

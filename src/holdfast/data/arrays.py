@@ -67,10 +67,11 @@ class Arrays(Source):
         return len(self._x)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return floats(self._x[start:stop], self._scale), self.labels(start, stop)
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
         y = self._y[start:stop]
-        return floats(self._x[start:stop], self._scale), np.array(
-            y, dtype=y.dtype.newbyteorder("=")
-        )
+        return np.array(y, dtype=y.dtype.newbyteorder("="))
 
     def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
         return {name: other.rows(start, stop)[0] for name, other in self._further.items()}

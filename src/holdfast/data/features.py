@@ -51,10 +51,13 @@ def features_of(table: pa.Table, what: str) -> tuple[np.ndarray, tuple[Column, .
     return x, columns
 
 
-def described(table: pa.Table, what: str) -> tuple[Column, ...] | None:
+def described(table: pa.Table, what: str, first: int = 0) -> tuple[Column, ...] | None:
     """What the columns of a table are; None of a list column.
 
     Texts are numbered in their sorted order, categories in their own.
+
+    Args:
+        first: the number of its first row.
 
     Raises:
         InputError: a row has no text.
@@ -69,9 +72,10 @@ def described(table: pa.Table, what: str) -> tuple[Column, ...] | None:
             columns.append(Column(name, dtype))
             continue
         if cells.null_count:
+            row = first + cells.is_null().to_pylist().index(True)
             raise InputError(
-                f"row {cells.is_null().to_pylist().index(True)} of {what} has no value in its "
-                f"column {name}; drop it, or give it one, such as a text of its own."
+                f"row {row} of {what} has no value in its column {name}; drop it, or give it one, "
+                "such as a text of its own."
             )
         if pa.types.is_dictionary(kind):
             values = cells.unify_dictionaries().chunk(0).dictionary.to_pylist()

@@ -43,7 +43,10 @@ class Folder(Pictures):
         super().__init__(paths, name, scale, resizing)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._images(start, stop), self._y[start:stop].copy()
+        return self._images(start, stop), self.labels(start, stop)
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return self._y[start:stop].copy()
 
 
 def labelled_files(

@@ -24,6 +24,9 @@ class Laid(Source):
         x, y = self._inner.rows(start, stop)
         return arranged(x, self.shape), y
 
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return self._inner.labels(start, stop)
+
 
 def laid_as(source: Source, shape: tuple[int, ...], taker: str = "the model takes") -> Source:
     """The source with inputs of this shape, where they are the same images with their axes in

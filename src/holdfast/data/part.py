@@ -31,6 +31,9 @@ class Part(Source):
         x, y = self._read(self._whole.rows, start, stop)
         return x, y
 
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return self._read(lambda a, b: (self._whole.labels(a, b),), start, stop)[0]
+
     def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
         names = self._whole.context(0, 0)
 

@@ -131,16 +131,19 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     return labels[0], features
 
 
-def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
+def labels_of(cells: pa.ChunkedArray, column: str, what: str, first: int = 0) -> np.ndarray:
     """The labels of rows: whole numbers as int64, other numbers as they are, texts as texts.
+
+    Args:
+        first: the number of the first of the rows.
 
     Raises:
         InputError: a row has none.
     """
     if cells.null_count:
+        row = first + cells.is_null().to_pylist().index(True)
         raise InputError(
-            f"row {cells.is_null().to_pylist().index(True)} of {what} has no label in its column "
-            f"{column}; drop it, or give it one."
+            f"row {row} of {what} has no label in its column {column}; drop it, or give it one."
         )
     if is_text(cells.type):
         return np.array([str(text) for text in cells.to_pylist()], dtype=np.str_)

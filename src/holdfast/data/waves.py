@@ -67,7 +67,10 @@ class Waves(Source):
             _, wave = _read(path)
             first = (wave.shape[-1] - self.shape[-1]) // 2
             x[row] = wave[..., first : first + self.shape[-1]]
-        return x, self._y[start:stop].copy()
+        return x, self.labels(start, stop)
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return self._y[start:stop].copy()
 
     def _same(self, values: list[object], words: str, advice: str) -> None:
         """Raises InputError: a file differs from most."""

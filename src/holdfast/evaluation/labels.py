@@ -40,7 +40,13 @@ class Numbered(Source):
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         x, y = self.inner.rows(start, stop)
-        return x, self.positions[np.searchsorted(self.values, _column(y))]
+        return x, self._numbers(y)
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return self._numbers(self.inner.labels(start, stop))
+
+    def _numbers(self, y: np.ndarray) -> np.ndarray:
+        return self.positions[np.searchsorted(self.values, _column(y))]
 
     def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
         return self.inner.context(start, stop)
@@ -72,7 +78,7 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
         tables, names, said = _by_class(sources, seen, known)
     else:
         tables, names, said = _by_order(sources, seen, k)
-    ones = [np.asarray(source.rows(0, 1)[1]) for source in sources]
+    ones = [np.asarray(source.labels(0, 1)) for source in sources]
     if hot := [source.name for source, y in zip(sources, ones, strict=True) if _hot(y)]:
         said.append(f"The labels of {hot[0]} are one-hot rows: the place of the 1 is the class.")
     earlier = [text for source in sources if isinstance(source, Numbered) for text in source.said]
@@ -217,7 +223,7 @@ def _seen(source: Source, k: int | None) -> dict[Any, int]:
     """
     first: dict[Any, int] = {}
     for start in range(0, len(source), STRIDE):
-        y = np.asarray(source.rows(start, min(start + STRIDE, len(source)))[1])
+        y = np.asarray(source.labels(start, min(start + STRIDE, len(source))))
         _check(y, start, k)
         values, at = np.unique(_column(y), return_index=True)
         for value, row in zip(values.tolist(), at.tolist(), strict=True):

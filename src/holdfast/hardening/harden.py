@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from holdfast import attacks
+from holdfast import attacks, usercode
 from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
 from holdfast.data import Source, to_train_and_measure
 from holdfast.data.laid import laid_as
-from holdfast.data.part import Part
+from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.chunk import OnProgress
 from holdfast.evaluation.contract import check_data
@@ -35,15 +35,23 @@ from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.target import copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.targets.wrapping import with_threshold
+from holdfast.tasks import TaskWithTruth
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training.balance import divide_fairly, labels_of
 from holdfast.training.batches import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.network import wrapped_like
-from holdfast.training.prepare import at_threshold, network_of, single, training_of
+from holdfast.training.prepare import (
+    at_threshold,
+    network_of,
+    single,
+    training_of,
+    training_of_truths,
+)
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
+from holdfast.training.truths import AtLoss, Own
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,8 @@ def harden(
     devices: int = 1,
     precision: str = "float32",
     tensorboard: bool = False,
+    task: str | TaskWithTruth | None = None,
+    loss: Own | str | None = None,
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
@@ -144,6 +154,12 @@ def harden(
         precision: of the passes that train, the inner attack's too: float32, or bfloat16 (mixed);
             not the judge's.
         tensorboard: write event files into `out` too.
+        task: `detection(...)` or `segmentation(...)`, as `wrap` takes it. The rows held out then
+            choose the weights by the share of their objects, or pixels, that are right.
+        loss: of such a model, and what the inner attack raises: a function of the module, of
+            inputs [n, c, h, w] as it takes them and of the truths [n, ...] as the data give them,
+            which gives [n], or the mean; or its `path/file.py:function`. A segmenter needs none:
+            by default it is the cross-entropy of the pixels.
 
     Raises:
         InputError: the model cannot be trained, the data do not fit it, `out` holds something else,
@@ -154,39 +170,36 @@ def harden(
 
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    given = in_table(copied(wrap(model)), threat)
+    given = in_table(copied(wrap(model) if task is None else wrap(model, task=task)), threat)
     odds, draws = getattr(given, "odds", 0.0), given.cost.draws
     target = single(given)
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
-    _check_task(target)
+    own = _own_loss(target, loss, class_weights, synthetic, min_recall)
     source, judged = _sources(target, data, test, seed, boxed=threat.schema is None)
     source = _some(source, train_samples)
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
     given.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
-    (source, judged, *more), _ = numbered(target, source, judged, *more)
-    training = training_of(
-        network,
-        at_threshold(target, odds),
-        source,
-        threat,
-        recipe,
-        *recipes.parts(recipe),
-        seed=seed,
-        devices=devices,
-        precision=precision,
-        floor=min_clean,
-        min_recall=min_recall,
-        every=every,
-        on_epoch=on_epoch,
-        generated=(
-            _generated(target, more[0], synthetic_share, source, boxed=threat.schema is None)
-            if more
-            else None
-        ),
-    )
-    _check_counts(source, target.task.k)
+    how: dict[str, Any] = {
+        "seed": seed, "devices": devices, "precision": precision, "floor": min_clean,
+        "every": every, "on_epoch": on_epoch,
+    }  # fmt: skip
+    if target.head.truth_task is None:
+        (source, judged, *more), _ = numbered(target, source, judged, *more)
+        generated = None
+        if more:
+            boxed = threat.schema is None
+            generated = _generated(target, more[0], synthetic_share, source, boxed=boxed)
+        how |= {"min_recall": min_recall, "generated": generated}
+        asked = network, at_threshold(target, odds), source, threat, recipe
+        training = training_of(*asked, *recipes.parts(recipe), **how)
+        _check_counts(source, target.task.k)
+    else:
+        trained_by = recipes.parts(recipe)[0]
+        training = training_of_truths(
+            network, target, source, threat, recipe, trained_by, own, **how
+        )
     _check_threat(threat, target, recipe)
     _check_table(training, source)
     if tensorboard:
@@ -251,9 +264,12 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         ("floor of recall", training.min_recall, str(training.min_recall)),
         ("class weights", training.balance.weights, "balanced"),
         ("precision", training.precision != "float32", training.precision),
+        ("task", training.target.head.truth_task, str(training.target.head.truth_task)),
         ("log odds of the threshold", training.balance.odds, f"{training.balance.odds:.6g}"),
     )
     asked |= {name: text for name, given, text in further if given}
+    if isinstance(training.objective, AtLoss):
+        asked["loss"] = str(training.objective.loss_of)
     if generated is not None:
         asked["synthetic"] = f"{generated.share:g} of {generated.data.fingerprint()[:16]}"
     return asked
@@ -273,6 +289,8 @@ def _sources(
     whole, judged = to_train_and_measure(data, test, opened)
     if judged is None:
         target.bind(whole.shape)
+        if target.head.truth_task is not None:
+            return divide(whole, 0.2, 10_000, seed, "test")
         (whole,), _ = numbered(target, whole)  # to divide the classes fairly takes their numbers
         return divide_fairly(whole, 0.2, 10_000, seed, "test")
     source = laid_as(whole, judged.shape, f"those of {judged.name} are")
@@ -302,17 +320,39 @@ def _some(source: Source, samples: int | tuple[int, int] | None) -> Source:
     return Part(source, np.arange(start, stop), f"rows {start}:{stop}")
 
 
-def _check_task(target: TorchTarget) -> None:
-    if target.head.truth_task is not None:
+def _own_loss(
+    target: TorchTarget,
+    loss: Own | str | None,
+    class_weights: str | None,
+    synthetic: Any,
+    min_recall: float,
+) -> Own | None:
+    """The loss that the user gives for a detector or a segmenter.
+
+    Raises:
+        InputError: the model is of another task, or something is asked for that its task has not.
+    """
+    task = target.head.truth_task
+    if task is not None and not task.structured:
         raise InputError(
-            "hardening trains classifiers of k classes, and this model's task is "
-            f"{target.head.truth_task}."
+            f"hardening trains classifiers, detectors and segmenters; this model's task is {task}."
+        )
+    if task is None and loss is not None:
+        raise InputError(
+            "a loss of your own is of a detector or a segmenter: say --task detection or --task "
+            "segmentation; classifiers take an objective."
+        )
+    if task is not None and (class_weights or min_recall or synthetic is not None):
+        raise InputError(
+            f"class weights, a floor of recall and generated rows are of classes, and this model's "
+            f"task is {task}; leave them out."
         )
     if target.inputs.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."
         )
+    return usercode.find(loss) if isinstance(loss, str) else loss
 
 
 def _check_table(training: Training, source: Source) -> None:

@@ -59,6 +59,8 @@ def summary(found: Comparison) -> RenderableType:
     ]
     if found.averages:
         lines += ["", _averages(found)]
+    if found.of_task:
+        lines += ["", _of_task(found)]
     lines += ["", _parts("class", [*found.per_class, *filter(None, [found.class_mean])], found)]
     if found.per_group:
         lines += ["", _parts("group", found.per_group, found)]
@@ -70,6 +72,14 @@ def _averages(found: Comparison) -> Table:
     table = columns("mean of the classes", f"clean, {one}", other, f"under attack, {one}", other)
     for a in found.averages:
         table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
+    return table
+
+
+def _of_task(found: Comparison) -> Table:
+    one, other = names(found)
+    table = columns("of the task", f"clean, {one}", other, f"under attack, {one}", other)
+    for f in found.of_task:
+        table.add_row(f.name, *map(words.number, (*f.clean, *f.attacked)))
     return table
 
 

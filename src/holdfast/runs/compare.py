@@ -58,8 +58,8 @@ class Loss(BaseModel):
 
 
 class Average(BaseModel):
-    """Precision, recall or F1, the mean over the classes, in the two runs; None where it is not
-    known."""
+    """Precision, recall or F1, the mean over the classes, or a figure of a detector or a segmenter,
+    in the two runs; None where it is not known."""
 
     name: str
     clean: tuple[float | None, float | None]
@@ -87,6 +87,7 @@ class Comparison(BaseModel):
     figures: list[Paired]  # clean accuracy, and robust accuracy where eps is finite
     sizes: SizeChange | None = None  # where eps is inf
     averages: list[Average] = []  # empty where a run has none, as a regression
+    of_task: list[Average] = []  # as `Metrics.of_task`, where both runs have the figure
     per_class: list[PartChange]
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
@@ -102,6 +103,11 @@ class Comparison(BaseModel):
             f"{f.name}: {f.first:.3f} and {f.second:.3f}, a change of {f.change:+.3f} "
             f"[{f.low:+.3f}, {f.high:+.3f}]; {f.gained:,} rows gained, {f.lost:,} lost"
             for f in self.figures
+        ]
+        lines += [
+            f"{f.name}, under attack: {f.attacked[0]:.3f} and {f.attacked[1]:.3f}"
+            for f in self.of_task
+            if None not in f.attacked
         ]
         return "\n".join([*lines, *self.remarks, *filter(None, [self.knows_nothing])])
 
@@ -146,6 +152,7 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         figures=figures,
         sizes=sizes,
         averages=_averages(*(one.metrics for one in facts)),
+        of_task=_of_task(*(one.metrics for one in facts)),
         per_class=classes,
         class_mean=_mean(classes),
         losses=[x for x in _losses(label, held, name) if sizes is None or x.kind == "clean"],
@@ -186,6 +193,18 @@ def _averages(first: Metrics, second: Metrics) -> list[Average]:
         Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked))
         for name, a, b in pairs
         if a.clean is not None and b.clean is not None
+    ]
+
+
+def _of_task(first: Metrics, second: Metrics) -> list[Average]:
+    pairs = [
+        (name, a, second.of_task[name])
+        for name, a in first.of_task.items()
+        if name in second.of_task
+    ]
+    return [
+        Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked))
+        for name, a, b in pairs
     ]
 
 

@@ -486,7 +486,9 @@ def gallery(
     shown = [int(i) for i in picked if int(i) in found]
     if not shown:
         return {}
-    originals = np.concatenate([source.rows(i, i + 1)[0] for i in shown])
+    # in the order of the rows, as files are read
+    held = {i: source.rows(i, i + 1)[0] for i in sorted(shown)}
+    originals = np.concatenate([held[i] for i in shown])
     x_adv = np.stack([found[i] for i in shown])
     more = {} if masks is None else masks(shown, x_adv)
     return {"id": np.array(shown), "x": originals, "x_adv": x_adv, **more}

@@ -235,6 +235,13 @@ class Detection(TaskWithTruth):
         v = (broken.to(z) + left).where(z.isfinite().all(1), torch.nan)
         return torch.stack([torch.zeros_like(v), v], 1)
 
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        """That of the objects that are found, attacked or not; of an image without any 1."""
+        objects = self.objects(truth)
+        there = objects.label >= 0
+        found = self.judged(self.decode(z), objects)[0] & there
+        return (found.sum(1) / there.sum(1).clamp_min(1)).double().where(there.any(1), 1.0)
+
     def _some(self, objects: Objects, done: Tensor) -> Tensor:
         """Whether enough of the live objects are `done` with, [n, m] bool: [n] bool."""
         rest = objects.live & ~done

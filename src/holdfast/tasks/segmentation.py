@@ -215,6 +215,15 @@ class Segmentation(TaskWithTruth):
         """The class that outputs give each pixel of the images: [n, H, W] int64."""
         return self._pixels(z, z.new_zeros(len(z), *self.truth_form))[0].argmax(1)
 
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        return self._measure(*self._counts(*self._pixels(z, truth)))
+
+    def cross_entropy(self, z: Tensor, truth: Tensor) -> Tensor:
+        """The mean cross-entropy of the judged pixels: [n]."""
+        logits, truth, judged = self._pixels(z, truth)
+        paid = F.cross_entropy(logits, truth, reduction="none").where(judged, 0)
+        return paid.flatten(1).sum(1) / judged.flatten(1).sum(1).clamp_min(1)
+
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         hits, said = np.split(answers, 2, 1)
         return np.asarray(self._measure(*map(torch.from_numpy, (hits, said, truth)))) - self.tau

@@ -190,6 +190,10 @@ class TaskWithTruth(ABC):
         [n, w]: [n]."""
         raise NotImplementedError
 
+    def share(self, z: Tensor, truth: Tensor) -> Tensor:
+        """How much of each row's truth [n, ...] outputs z [n, k] have right: [n] in [0, 1]."""
+        return (self.recast(z, truth)[:, 1:] <= 0).all(1).double()
+
     def ascending(self, loss: str) -> Self:
         """The same task, whose scores have the gradient of one of its `losses`."""
         return self

@@ -98,7 +98,7 @@ def balance_of(source: Source, k: int, mode: str, odds: float = 0.0) -> Balance:
 
 def labels_of(source: Source) -> np.ndarray:
     """All labels, [n] int64."""
-    parts = [np.asarray(source.rows(a, a + 1024)[1], np.int64) for a in range(0, len(source), 1024)]
+    parts = [np.asarray(source.labels(a, a + 1024), np.int64) for a in range(0, len(source), 1024)]
     return np.concatenate(parts)
 
 

@@ -15,6 +15,7 @@ from holdfast.attacks.attack import Attack, perturb
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from holdfast.targets import Target, TorchTarget
+from holdfast.targets.batch import Rows
 from holdfast.threats.threat import Threat
 
 
@@ -45,7 +46,7 @@ class InnerAttack:
     def __call__(
         self,
         attack: Attack,
-        x: Tensor,
+        x: Rows,
         y: Tensor,
         threat: Threat | None = None,
         on: Target | None = None,
@@ -53,7 +54,7 @@ class InnerAttack:
     ) -> Tensor:
         """Under another threat, `on` another target, of the rows at these places `among` the batch
         ([n], from 0), where given."""
-        ids = self.start + (torch.arange(len(x), device=x.device) if among is None else among)
+        ids = self.start + (torch.arange(len(y), device=y.device) if among is None else among)
         with evaluating(self.live.model):
             return perturb(
                 attack, on or self.live, x, y, threat or self.threat, ids=ids, seed=self.seed

@@ -154,7 +154,7 @@ class Training:
                 x, x_adv.detach(), x_adv.grad, objective.step_size
             ).requires_grad_()
             loss, z = self._update(s, objective, inner, batch, x_adv, size, n)
-        right = unbroken(z.argmax(1), y)
+        right = self._right(z, y, n)
         self.group.follow([part for part in s.net.buffers() if part.is_floating_point()])
         blend(s.average, s.net, self._past(progress.step, total))
 
@@ -164,7 +164,11 @@ class Training:
         further += 2 * batch.further_forwards(objective.asks)
         progress.passes += n * (objective.passes + objective.replays * further)
         progress.loss += float(loss) * n
-        progress.right += round(self.group.shares([right])[0] * n)
+        progress.right += right
+
+    def _right(self, z: Tensor, y: Tensor, n: int) -> float:
+        """How many of n points trained at are right, where those of this share have scores z."""
+        return round(self.group.shares([unbroken(z.argmax(1), y)])[0] * n)
 
     def _update(
         self,
@@ -182,7 +186,7 @@ class Training:
         def mean(tensors: list[Tensor]) -> None:
             self.group.mean(tensors, n)
 
-        net = Net(inner.live.outputs, self.target.scores)
+        net = Net(inner.live.outputs, self.target.scores, inner.live)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
             rows, z = objective.loss(net, batch.x, x_adv, y)

@@ -83,7 +83,10 @@ def settings(target: TorchTarget) -> dict[str, Any]:
 
 def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
     """A trained model, wrapped as the one that it came from is."""
-    own = wrap(model, probabilities=like.head.probabilities, draws=1, **settings(like))
+    head = like.head
+    own = wrap(
+        model, probabilities=head.probabilities, task=head.truth_task, draws=1, **settings(like)
+    )
     assert isinstance(own, TorchTarget)
     assert like.shape is not None
     own.bind(like.shape)

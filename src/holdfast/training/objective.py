@@ -23,6 +23,7 @@ class Net:
 
     now: Callable[[Tensor], Tensor]
     given: Callable[[Tensor], Tensor]  # its scores as it was given, which training does not change
+    live: TorchTarget | None = None  # itself
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.now(x)

@@ -62,7 +62,7 @@ class Progress:
     step: int = 0  # steps done of all
     stronger: int = 0  # times that a guard has made the objective so
     loss: float = 0.0  # sums over this epoch's rows
-    right: int = 0
+    right: float = 0  # NaN where the loss does not say it
     rows: int = 0
     passes: int = 0
     best: tuple[bool, float, float] = (

@@ -244,6 +244,12 @@ class TorchTarget(Target):
         with self._mixed():
             return self._forward(x)
 
+    def through(self, x: Rows, ask: Callable[[Any, Tensor], Any]) -> Any:
+        """What a function gives of the model and of raw inputs as it takes them, after the
+        preprocessing; gradients flow through, as through `outputs`."""
+        with self._mixed():
+            return ask(self.model, self._before(x))
+
     def network(self) -> nn.Module:
         network = Network(self)
         if isinstance(self.model, Adapter):

@@ -1,0 +1,238 @@
+"""Workers as actors of a cluster of Ray. Results go to the folder that all machines see; what comes
+back is how far they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import TYPE_CHECKING, Any
+
+import ray
+import typer
+from ray.exceptions import RayError
+
+from holdfast.cli.dispatch import Event
+from holdfast.cli.worker import Answer, Job
+from holdfast.errors import InputError, SpecError, first_line
+
+if TYPE_CHECKING:
+    from holdfast.evaluation.chunk import Progress
+    from holdfast.evaluation.shards import Shard
+
+    OptionsOf = Callable[[Shard, bool], dict[str, Any]]
+
+GRACE = 3.0  # seconds for which what is left of a lost machine may still write to its shard
+WAITED = 60.0  # seconds without a ready worker after which that is said
+STORE = 80_000_000  # bytes of Ray's own for objects, of which there are next to none
+
+
+class Actor:
+    """A worker on a machine of the cluster."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.progress: Progress | None = None
+
+    def open(self) -> Answer:
+        """Open model and data; the rows, what has to be equal everywhere, and the machine."""
+        what, said = self.job.open()
+        if what == "ready":
+            said = said, self.job.identity()[0], socket.gethostname()
+        return what, said
+
+    def measure(self, shard: dict[str, Any]) -> Answer:
+        def note(progress: Progress) -> None:
+            self.progress = progress
+
+        return self.job.measure(shard, note)
+
+    @ray.method(concurrency_group="asked")
+    def at(self) -> Progress | None:
+        return self.progress
+
+
+class Actors:
+    """The engine of `--ray`: see `cli/dispatch.py`.
+
+    Where an actor died a new one is placed, instead of a restart by Ray, which would not wait until
+    the scheduler has seen it.
+    """
+
+    def __init__(
+        self, job: Job, workers: int, gpus: float, options_of: OptionsOf, same: dict[str, str]
+    ) -> None:
+        self.job, self.workers, self.options_of, self.same = job, workers, options_of, same
+        needs: Any = {"num_cpus": 1, "num_gpus": gpus, "concurrency_groups": {"asked": 1}}
+        self.kind: Any = ray.remote(**needs)(Actor)
+        self.actors: dict[int, Any] = {}
+        self.calls: dict[Any, int] = {}  # to open or to measure: one at most of each worker
+        self.asked: dict[Any, int] = {}  # for the progress, likewise
+        self.dead: list[tuple[float, Event]] = []  # and when that is told
+        self.began = self.last = time.monotonic()
+        self.waiting = True
+
+    def start(self, worker: int) -> None:
+        if worker in self.actors:
+            ray.kill(self.actors[worker])
+        self.actors[worker] = self.kind.remote(self.job)
+        self.calls[self.actors[worker].open.remote()] = worker
+
+    def give(self, worker: int, shard: Shard, *, again: bool) -> None:
+        self.calls[self.actors[worker].measure.remote(self.options_of(shard, again))] = worker
+
+    def events(self) -> Iterator[Event]:
+        self._ask()
+        if self.calls:
+            ray.wait([*self.calls], timeout=0.3)
+        else:
+            time.sleep(0.3)
+        if refs := [*self.calls, *self.asked]:
+            for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
+                if ref in self.asked:
+                    yield from self._progress(ref)
+                else:
+                    yield from self._answer(ref)
+        now = time.monotonic()
+        due = [event for told, event in self.dead if told <= now]
+        self.dead = [pair for pair in self.dead if pair[0] > now]
+        yield from due
+        if self.waiting and now > self.began + WAITED:
+            self.waiting = False
+            typer.echo("no worker of the cluster is ready yet; waiting.", err=True)
+
+    def _ask(self) -> None:
+        """Ask the workers how far they are: each second, and less often where they are many."""
+        now = time.monotonic()
+        if now < self.last + max(1.0, self.workers / 200):
+            return
+        self.last = now
+        for worker in set(self.calls.values()) - set(self.asked.values()):
+            self.asked[self.actors[worker].at.remote()] = worker
+
+    def _progress(self, ref: Any) -> Iterator[Event]:
+        worker = self.asked.pop(ref)
+        with suppress(RayError):
+            progress = ray.get(ref)
+            if progress is not None and worker in self.calls.values():
+                yield Event(worker, "progress", progress)
+
+    def _answer(self, ref: Any) -> Iterator[Event]:
+        worker = self.calls.pop(ref)
+        try:
+            what, said = ray.get(ref)
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error
+            why = f"{type(cause).__name__}: {first_line(cause)}"
+            self.dead.append((time.monotonic() + GRACE, Event(worker, "died", why)))
+            return
+        if what == "ready":
+            self.waiting = False
+            said, same, host = said
+            if odd := differing(self.same, same, host):
+                what, said = "refused", odd
+        yield Event(worker, what, said)
+
+    def stop(self) -> None:
+        for actor in self.actors.values():
+            ray.kill(actor)
+
+
+def differing(ours: dict[str, str], theirs: dict[str, str], host: str) -> str | None:
+    """A sentence on the first thing that is not equal here and on another machine."""
+    for name in {**ours, **theirs}:
+        here, there = ours.get(name, "none"), theirs.get(name, "none")
+        if here != there:
+            remedy = "install the same on all machines"
+            if name.startswith("the "):
+                here, there = f"the SHA-256 {here}", f"{there}"
+                remedy = "let all machines see the same files"
+            return f"on {host} {name} is {there}, and here {here}; {remedy}."
+    return None
+
+
+@contextmanager
+def actors(
+    address: str, job: Job, workers: int | None, gpus: float | None, options_of: OptionsOf
+) -> Iterator[Actors]:
+    """The engine on a cluster, which is left with the block.
+
+    Raises:
+        SpecError: the address or the number of GPUs cannot be understood.
+        InputError: nothing answers there, or the cluster has too few GPUs; or model or data are not
+            what they should be.
+    """
+    if gpus is not None and not (gpus <= 1 or gpus.is_integer()):
+        raise SpecError(
+            f"--gpus-per-worker is {gpus}; expected a part of one, such as 0.5, or a whole number."
+        )
+    place = _checked(address)
+    same, (start, stop) = job.identity()
+    with ExitStack() as stack:
+        # Ray prints of each death there, where --json has its result
+        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        local: dict[str, Any] = {}
+        if place == "local":
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(
+                    prefix=f"ray-{os.getpid()}-", ignore_cleanup_errors=True
+                )
+            )
+            local = {
+                "num_cpus": max(workers or 1, os.cpu_count() or 1),
+                "object_store_memory": STORE,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+            }
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"--ray {address}: {first_line(error)}.") from error
+        stack.callback(ray.shutdown)
+        has = ray.cluster_resources()
+        if gpus is None:
+            gpus = float(has.get("GPU", 0) >= 1 and job.given["device"] in ("auto", "cuda"))
+        if gpus > has.get("GPU", 0):
+            raise InputError(
+                f"--gpus-per-worker is {gpus:g}, but the cluster at {address} has "
+                f"{has.get('GPU', 0):g} GPUs; give 0, or begin its machines with --num-gpus."
+            )
+        if workers is None:
+            room = has.get("CPU", 1)
+            if gpus:
+                room = min(room, has["GPU"] / gpus)
+            workers = max(1, min(int(room), stop - start))
+        engine = Actors(job, workers, gpus, options_of, same)
+        stack.callback(engine.stop)
+        yield engine
+
+
+def _checked(address: str) -> str:
+    """An address that Ray can be given: it waits long for one that does not answer."""
+    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if place in ("auto", "local"):
+        return place
+    found = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:]+\]):(\d{1,5})", place)
+    if found is None or int(found[2]) > 65535:
+        raise SpecError(
+            f"--ray is {place!r}; expected auto, local, or host:port of the head of a cluster."
+        )
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=5).close()
+        ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", place]
+        subprocess.run([*ask, "--skip-version-check"], timeout=20, capture_output=True, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = getattr(error, "strerror", None) or "no answer of Ray's"
+        raise InputError(
+            f"--ray {address}: no cluster answers at {place} ({why}); expected the address that "
+            "`ray start --head` printed."
+        ) from error
+    return place
