@@ -177,9 +177,9 @@ def harden(
     network: Any = estimator_of(bare) or network_of(model, bare)
     assert isinstance(bare, TorchTarget)
     if not isinstance(network, Estimator):
-        plan = _recipe(recipe, objective, epochs, class_weights)
+        settings = _recipe(recipe, objective, epochs, class_weights)
     else:
-        plan = _refit(recipe, epochs)
+        settings = _refit(recipe, epochs)
         _refuse_for_estimators(
             objective=objective, class_weights=class_weights, synthetic=synthetic, loss=loss,
             devices=devices != 1, precision=precision != "float32",
@@ -205,25 +205,25 @@ def harden(
         return with_threshold(hard, getattr(given, "threshold", None))
 
     how: dict[str, Any] = {"seed": seed, "floor": min_clean, "on_epoch": on_epoch}
-    if isinstance(plan, Recipe):
+    if isinstance(settings, Recipe):
         how |= {"devices": devices, "precision": precision, "every": every}
-        asked = target, source, threat, plan
-        trained_by, penalties = recipes.parts(plan)
+        asked = target, source, threat, settings
+        trained_by, penalties = recipes.parts(settings)
         if of_classes:
             how["min_recall"] = min_recall
             if more:
                 boxed = threat.schema is None
                 how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
-            asked = at_threshold(target, odds), source, threat, plan
+            asked = at_threshold(target, odds), source, threat, settings
             training = training_of(network, *asked, trained_by, penalties, **how)
         else:
             training = training_of_truths(network, *asked, trained_by, own, **how)
-        _check_threat(threat, target, plan.judge)
+        _check_threat(threat, target, settings.judge)
         _check_parts(training)
     else:
         _check_threat(threat, target)
         how |= {"min_recall": min_recall, "wrapped": wrapped}
-        training = refitting_of(network, target, source, threat, plan, **how)
+        training = refitting_of(network, target, source, threat, settings, **how)
     _check_rows(threat, target, source)
     if tensorboard:
         tensorboard_log.writer()
