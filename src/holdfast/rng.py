@@ -20,6 +20,11 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
+def _word(part: int | str) -> int:
+    digest = hashlib.blake2b(repr(part).encode(), digest_size=8).digest()
+    return _signed(int.from_bytes(digest, "big"))
+
+
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
@@ -36,14 +41,17 @@ class Keys:
         """Keys of the samples with these `ids` ([n] int64) under `seed`."""
         return Keys(_mix(ids * _GAMMA)).fold(seed)
 
-    def fold(self, *path: int | str) -> Keys:
-        """Keys of a place further down: an attack, a restart, a step, the name of a draw."""
+    def fold(self, *path: int | str | Tensor) -> Keys:
+        """Keys of a place further down: an attack, a restart, a step, the name of a draw. A tensor
+        [n] holds a number for each row."""
         rows = self.rows
         for part in path:
-            word = int.from_bytes(
-                hashlib.blake2b(repr(part).encode(), digest_size=8).digest(), "big"
-            )
-            rows = _mix(rows ^ _signed(word))
+            if isinstance(part, Tensor):
+                words = {number: _word(number) for number in set(part.tolist())}
+                word = torch.tensor([words[number] for number in part.tolist()]).to(rows)
+            else:
+                word = _word(part)
+            rows = _mix(rows ^ word)
         return Keys(rows)
 
     def take(self, rows: Tensor) -> Keys:

@@ -147,8 +147,9 @@ def run(
     *,
     ids: Tensor | None = None,
     seed: int = 0,
-    restart: int = 0,
-    rank: int = 0,
+    restart: int | Tensor = 0,
+    rank: int | Tensor = 0,
+    copies: int = 1,
     clean: Tensor | None = None,
     warm_start: Tensor | None = None,
     budget: int | Tensor | None = None,
@@ -163,8 +164,10 @@ def run(
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
-        restart: gives every row fresh noise.
-        rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
+        restart: gives every row fresh noise; one for all, or one a row ([n]).
+        rank: aim at the rank-th best wrong class of the clean scores; 0: at any. As `restart`.
+        copies: the rows are so many copies of the same ones, one set after the other. The search of
+            a copy ends where an earlier one of its row meets the goal within eps.
         clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows
             that meet the goal already are settled at size 0.
         warm_start: inputs [n, *shape] from which an attack that starts at the `best` known point
@@ -184,6 +187,7 @@ def run(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
+        rank = torch.as_tensor(rank, device=target.batcher.device).expand(len(batch))
         batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
@@ -195,7 +199,7 @@ def run(
             restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
             pool=pool,
         )  # fmt: skip
-        _search(attack, p, clean, rank, on_step)
+        _search(attack, p, clean, rank, on_step, copies if stop else 1)
     return result
 
 
@@ -227,10 +231,17 @@ class Search(Problem):
         self.take(keep)
         return _rows(state, keep)
 
+    def drop_beaten(self, copies: int) -> None:
+        """End the search of copies of which an earlier one has met the goal within eps."""
+        broken = self._counts.result.broken.view(copies, -1).long()
+        beaten = (broken.cumsum(0) > broken).flatten()
+        self._counts.live &= ~beaten[self._counts.rows]
+
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
         self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
         self.aim, self.warm_start = picked(self.aim, keep), picked(self.warm_start, keep)
+        self.restart = self.restart[keep]
         self._images, self._context = self._images[keep], rows_of(self._context, keep)
         self.keys = self.keys.take(keep)
         self._counts.take(keep)
@@ -261,13 +272,17 @@ def _search(
     attack: Attack,
     p: Search,
     clean: Tensor | None,
-    rank: int,
+    rank: Tensor,
     on_step: Callable[[int, int], None] | None,
+    copies: int,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
     clean = p.ask_clean(clean)
-    if rank and clean is not None and p.goal is None:
-        p.aim = p.target.task.rank(clean, p.y, rank)
+    if bool(rank.any()) and clean is not None and p.goal is None:
+        p.aim = torch.empty_like(p.y)
+        for one in rank.unique().tolist():
+            at = rank == one
+            p.aim[at] = p.target.task.rank(clean[at], p.y[at], one)
     p.drop_settled(p.x)
     state = attack.start(p)
     for t in range(attack.steps):
@@ -276,6 +291,8 @@ def _search(
             break
         p.t = t + 1
         state = attack.step(p, state, t)
+        if copies > 1:
+            p.drop_beaten(copies)
         if on_step is not None:
             on_step(t + 1, int(p.live.sum()))
     p.judge_last(point(state))

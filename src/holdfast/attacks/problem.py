@@ -47,7 +47,7 @@ class Problem:
         threat: Threat,
         keys: Keys,
         *,
-        restart: int = 0,
+        restart: int | Tensor = 0,
         warm_start: Tensor | None = None,
         result: SearchResult | None = None,
         budget: Tensor | None = None,
@@ -76,7 +76,9 @@ class Problem:
         self.lo, self.hi = self._masked(low - x), self._masked(high - x)
         # a paper's lengths for [0, 1] are multiples of it
         self.width = 1.0 if threat.schema else target.bounds.high - target.bounds.low
-        self.t, self.restart = 0, restart  # how many steps, and how many runs, came before
+        self.t = 0  # how many steps came before
+        # how many runs of each row came before, [n]
+        self.restart = torch.as_tensor(restart, device=x.device).expand(len(x))
         goal = goal_classes(threat, y)
         self.aim = goal  # the class that is to win, [n]: the goal, or another; None: any
         self._counts = Counts(target, threat.norm, x, y, goal, result, budget, stop=stop)
@@ -145,6 +147,10 @@ class Problem:
             return torch.zeros_like(self.x)
         draw = {"ball": self.norm.sample, "sphere": self.norm.sphere}[where]
         return self.project(self.eps * draw(self.noise(where), self.x))
+
+    def after_first(self, d: Tensor) -> Tensor:
+        """A start d for all runs of a row but the first, which starts at 0."""
+        return torch.where(wide(self.restart > 0, d), d, 0)
 
     def noise(self, name: str) -> Keys:
         """Random keys of this step; each name gives an independent draw."""

@@ -128,8 +128,14 @@ def check_seconds(max_seconds: float | None) -> None:
         raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
 
 
-def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
-    """Say what a finished run found, and whether it is good enough."""
+def conclude(
+    run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool, unfinished: bool = False
+) -> int:
+    """Say what a run found, and whether it is good enough.
+
+    Args:
+        unfinished: a shard of it is.
+    """
     if writing.listener is not None:
         return 0  # of a shard, which is concluded with all others
     from holdfast.reporting import html, terminal
@@ -143,7 +149,7 @@ def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) 
         with untrusted(run.folder):  # a finished run that is gone on with may be anyone's
             writing.show(terminal.summary(run.manifest))
     typer.echo(f"report: {named(page)}", err=True)
-    if run.unfinished:
+    if unfinished or run.unfinished:
         typer.echo(
             "time ran out before all attacks had run; go on with the same command and --out "
             f"{named(run.folder)} --resume, with any --max-seconds or none.",

@@ -28,7 +28,6 @@ from holdfast.urls import place, reaching, store_at
 
 if TYPE_CHECKING:
     from holdfast.evaluation.shards import Shard
-    from holdfast.runs.run import Run
 
 Workers = Annotated[
     int | None,
@@ -92,9 +91,11 @@ def _shared(
     given: dict[str, Any],
 ) -> int:
     """Measure in workers, join their shards, and conclude as the command does."""
+    from holdfast.evaluation.shards import shards_of
     from holdfast.runs import gates
     from holdfast.runs.journal import left_as_found
     from holdfast.runs.remote import fetched
+    from holdfast.runs.run import Run
 
     conditions = [gates.parse(text) for text in given["gate"] or ()]
     check_seconds(given["max_seconds"])
@@ -119,34 +120,31 @@ def _shared(
             failed = _measured(job, begun, workers, ray, gpus)
         if failed:
             raise InputError(_named(failed))
-        run = _merged(parts, here)
-        strict = given.get("strict", False)
-        return conclude(run, conditions, strict=strict, json=given["json"])
+        from holdfast.evaluation.merge import merge  # with torch, which workers did not wait for
+
+        whole = fetched(parts)
+        shutil.rmtree(here, ignore_errors=True)  # of a run that time cut short, and that went on
+        run = merge(whole, here)
+        shards = shards_of(whole)
+        unfinished = any(Run(shard).unfinished for shard in shards)
+        how = {"strict": given.get("strict", False), "json": given["json"]}
+        code = conclude(run, conditions, **how, unfinished=unfinished)
+    if not unfinished:  # and what they make is in its place
+        for shard in shards:
+            _remove(parts, shard)
+        with suppress(OSError):  # where something else lies there
+            whole.rmdir()
+    return code
 
 
-def _merged(parts: Path | str, folder: Path) -> Run:
-    """The run of all shards, which are removed where nothing of it is left to do."""
-    from holdfast.evaluation.merge import merge
-    from holdfast.evaluation.shards import shards_of
-    from holdfast.runs.remote import fetched
-    from holdfast.runs.run import Run
-
-    whole = fetched(parts)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that time cut short, and that went on
-    run = merge(whole, folder)
-    shards = shards_of(whole)
-    if any(Run(shard).unfinished for shard in shards):
-        return run
-    for shard in shards:
-        shutil.rmtree(shard)
-        if not isinstance(parts, Path):
-            url = f"{parts}/{shard.name}"
-            with reaching(url, "remove"):
-                store, path = store_at(url)
-                store.rm(path, recursive=True)
-    with suppress(OSError):  # where something else lies there
-        whole.rmdir()
-    return run
+def _remove(parts: Path | str, shard: Path) -> None:
+    """Remove a shard, of a URL the copy here too."""
+    shutil.rmtree(shard)
+    if not isinstance(parts, Path):
+        url = f"{parts}/{shard.name}"
+        with reaching(url, "remove"):
+            store, path = store_at(url)
+            store.rm(path, recursive=True)
 
 
 def _measured(

@@ -32,6 +32,8 @@ from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
+VALUES = 2**25  # of inputs that a chunk holds at most: 128 MiB of float32
+
 
 def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
     """The first row of the chunk that a row is searched in."""
@@ -42,7 +44,7 @@ def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -
 def stride_of(shape: Sequence[int]) -> int:
     """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
     most 1,024."""
-    return max(16, min(1024, 2**25 // math.prod(shape)))
+    return max(16, min(1024, VALUES // math.prod(shape)))
 
 
 def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -96,6 +98,7 @@ class SearchSettings:
     )
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
     relations: bool = False  # rows of a table that hold are searched again without relations
+    packed: bool = False  # restarts and aims of a trial run side by side
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
@@ -112,6 +115,23 @@ class SearchSettings:
             if trial.attack.bounded or eps == own
             for restart, rank in trial.units(k)
         ]
+
+    def together(self, units: Sequence[Unit], number: int, shape: Sequence[int]) -> Sequence[Unit]:
+        """A unit and those after it that run side by side with it: as many of its trial as fill the
+        memory of a chunk.
+
+        What each finds is what it would have found alone, in fewer steps, for small networks wait
+        for the next step. A row that one breaks has begun in those after it, though: these passes
+        are counted too.
+        """
+        unit = units[number]
+        trial = self.trials[unit.trial]
+        alone = self.budget is not None or math.isfinite(self.deadline) or trial.attack.warm
+        if alone or not self.packed or not self.threat.bounded or self.target.task.enough:
+            return [unit]
+        room = max(1, VALUES // math.prod(shape) // stride_of(shape))
+        same = [u for u in units[number:] if (u.eps, u.trial) == (unit.eps, unit.trial)]
+        return same[:room]
 
     def sought(self, unit: Unit) -> float:
         """The eps within which a run may stop."""
@@ -241,6 +261,10 @@ def search(
             open_ &= ~(state.lowest > share * clean)
         left = open_.nonzero()[:, 0]
         place, part = f"{name}-{number:04d}", (number / len(units), 1 / len(units))
+        if journal.find(place) is None and len(left):
+            together = settings.together(units, number, batch.x.shape[1:])
+            if len(together) > 1:
+                _run_together(settings, journal, name, (together, number), state, left, part)
         for at, record, seconds in _runs(settings, journal, place, unit, state, left, part):
             state.pay(unit, at, record, seconds, state.fold(at, record, unit, own, settings))
             left = left[~torch.isin(left, at)]
@@ -277,13 +301,46 @@ def _runs(
             return
 
 
+def _run_together(
+    settings: SearchSettings,
+    journal: Journal,
+    name: str,
+    which: tuple[Sequence[Unit], int],
+    state: ChunkState,
+    at: Tensor,
+    part: tuple[float, float],
+) -> None:
+    """Run units side by side on the rows `at`, the first of them with this number, and note what
+    each would have found alone, on the rows that none before it broke. For a row that one broke it
+    pays what those after it had begun."""
+    units, number = which
+    columns, seconds = _attack(settings, units, state, at, *part)
+    found = [
+        {key: column[start : start + len(at)] for key, column in columns.items()}
+        for start in range(0, len(units) * len(at), len(at))
+    ]
+    limit = settings.limit(settings.sought(units[0]))
+    open_ = torch.ones(len(at), dtype=torch.bool)
+    for i, unit in enumerate(units):
+        own = {key: column[open_] for key, column in found[i].items()}
+        broken = open_ & (found[i]["size"] <= limit)
+        for later in found[i + 1 :]:
+            for key in COUNTS:
+                own[key][broken[open_]] += later[key][broken]
+        record = _record(settings, unit, own) | {"at": at[open_].numpy()}
+        said = {"seconds": repr(seconds / len(units))}
+        journal.write(f"{name}-{number + i:04d}", record, said)
+        open_ &= ~broken
+
+
 def _in_time(
     settings: SearchSettings, unit: Unit, state: ChunkState, at: Tensor, part: tuple[float, float]
 ) -> tuple[Tensor, dict[str, np.ndarray], float]:
     """One run, on the first of the rows for which there is time; at least on one."""
     while True:
         try:
-            return at, *_attack(settings, unit, state, at, *part)
+            columns, seconds = _attack(settings, [unit], state, at, *part)
+            return at, _record(settings, unit, columns), seconds
         except _TooLong as long:
             at = at[: max(1, int(long.share * len(at)))]
 
@@ -519,11 +576,21 @@ def _begin(
 
 
 def _attack(
-    settings: SearchSettings, unit: Unit, state: ChunkState, at: Tensor, done: float, share: float
-) -> tuple[dict[str, np.ndarray], float]:
-    """One run, as a record for the journal: what it found and counted, and the inputs of the rows
-    that met the goal."""
+    settings: SearchSettings,
+    units: Sequence[Unit],
+    state: ChunkState,
+    at: Tensor,
+    done: float,
+    share: float,
+) -> tuple[dict[str, Tensor], float]:
+    """Units of one trial side by side on the rows `at`: what each found and counted, one after the
+    other, and the seconds."""
+    unit, copies = units[0], len(units)
     trial = settings.trials[unit.trial]
+    restart, rank = (
+        torch.tensor([(u.restart, u.rank) for u in units]).repeat_interleave(len(at), 0).T
+    )
+    at = at.repeat(copies)
     started, steps = time.monotonic(), trial.attack.steps
 
     def on_step(t: int, live: int) -> None:
@@ -541,8 +608,9 @@ def _attack(
         state.threat.of_rows(at).at(settings.sought(unit)),
         ids=state.ids[at],
         seed=settings.seed,
-        restart=unit.restart,
-        rank=unit.rank,
+        restart=restart,
+        rank=rank,
+        copies=copies,
         clean=picked(state.clean.scores, at),
         warm_start=state.best[at] if trial.attack.warm else None,
         budget=None if settings.budget is None else settings.budget - state.counts["forwards"][at],
@@ -550,7 +618,15 @@ def _attack(
         pool=settings.gradient_sources.images(trial.attack),
         on_step=on_step,
     )
-    record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
-    record["kept"] = record["size"].isfinite() | settings.keeps(unit.eps)
-    record["best"] = record["best"][record["kept"]]
-    return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
+    columns = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
+    return columns, time.monotonic() - started
+
+
+def _record(
+    settings: SearchSettings, unit: Unit, columns: dict[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """What a run found and counted, for the journal: with the inputs of those rows alone whose best
+    ones are kept."""
+    kept = columns["size"].isfinite() | settings.keeps(unit.eps)
+    record = columns | {"kept": kept, "best": columns["best"][kept]}
+    return {name: column.numpy() for name, column in record.items()}

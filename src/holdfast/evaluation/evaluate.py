@@ -165,6 +165,7 @@ def settings_of(
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
         smallest=ready.protocol.name == "custom" or not threat.bounded,
         relations=searched_again(ready.protocol, threat, budget),
+        packed=target.batcher.device.type == "cuda",  # which waits for each step of a small network
     )
 
 

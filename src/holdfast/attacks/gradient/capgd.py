@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
@@ -33,7 +34,7 @@ class CAPGD(Attack):
     )
 
     def start(self, p: Problem) -> Climb:
-        d = self._legal(p, p.random_start("ball" if p.restart else "zero"))
+        d = self._legal(p, p.after_first(p.random_start("ball")))
         return Climb.at(d, *p.gradient(d, self.loss), size=2)
 
     def step(self, p: Problem, s: Climb, t: int) -> Climb:
@@ -43,4 +44,5 @@ class CAPGD(Attack):
         return check(s.advanced(d, *p.gradient(d, self.loss)), self.steps, t, self.rho)[1]
 
     def _legal(self, p: Problem, d: Tensor) -> Tensor:
-        return d if p.restart % 2 else p.repair(d)
+        odd = p.restart % 2 == 1
+        return d if bool(odd.all()) else torch.where(wide(odd, d), d, p.repair(d))
