@@ -1,4 +1,5 @@
-"""What a box must be: the checks that data and tasks share."""
+"""What a box must be: the checks that data and tasks share, in NumPy, since data load without
+torch."""
 
 from __future__ import annotations
 

@@ -189,6 +189,9 @@ def test_a_score_that_few_boxes_reach_is_seen() -> None:
     (seen,) = quick_look(Cells(), Detection(score=0.69, goal="ghost"))
     assert seen.check == "high_score"
     assert "above 0.69" in seen.text
+    task = Detection(score=0.69, goal="ghost")
+    run = measure(Cells(), task, attacks=["pgd(steps=2)"])
+    assert verify(run.folder, holdfast.wrap(Cells(), task=task), from_arrays(*scene())) == []
 
 
 def test_boxes_far_out_of_the_image_are_seen() -> None:

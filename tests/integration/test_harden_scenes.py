@@ -18,8 +18,12 @@ from torch import Tensor, nn
 import holdfast
 from holdfast.errors import InputError, SpecError
 from holdfast.hardening.harden import Hardened
-from holdfast.tasks import Detection, Segmentation
+from holdfast.tasks import Detection, Form, Segmentation
 from holdfast.testing import Scenes, scenes_of_digits
+from holdfast.training.state import State
+from holdfast.training.truths import OfTruths
+
+keep = State.keep
 
 SHORT = (
     "finetune(objective='pgd(steps=2, step_size=0.6)', epochs=1, judge='pgd(steps=2)', "
@@ -136,6 +140,32 @@ def test_a_detector_is_hardened_by_the_loss_that_the_user_names(tmp_path: Path) 
     assert "objects found" in done.output
     assert (tmp_path / "run" / "model.safetensors").exists()
     names(refused(*said, "--out", tmp_path / "other"), "--loss")
+
+
+def test_weights_below_the_floor_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, kept = iter([(0.9, 0.2), (0.1, 0.5)]), []
+
+    def judge(self: OfTruths, *_: object) -> tuple[float, ...]:
+        clean, robust = next(said)
+        return clean, robust, robust, clean, np.nan
+
+    monkeypatch.setattr(OfTruths, "_judge", judge)
+    monkeypatch.setattr(State, "keep", lambda s: (kept.append(s.progress.epoch), keep(s)))
+    recipe = SHORT.replace("epochs=1", "epochs=2")
+    net, _, _ = segmenter.trained(1, 1)
+    of_segmenter(net, 20, 2, "linf(0.05)", recipe=recipe, min_clean=0.5)
+    assert kept == [0, 1]  # before the first epoch, and after it
+
+
+def test_the_loss_of_pixels_is_that_of_all_classes_and_of_masks_with_an_axis_more() -> None:
+    z, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    y[:, 0] = 255
+    form = Form((("", (3, 4, 4)),), image=(4, 4))
+    expected = nn.functional.cross_entropy(z[:, :, 1:], y[:, 1:], reduction="none")
+    for task in (Segmentation(), Segmentation(region=1)):
+        for mask in (y, y[:, None]):
+            paid = task.fitted(form).cross_entropy(z.flatten(1), mask)
+            torch.testing.assert_close(paid, expected.flatten(1).mean(1))
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

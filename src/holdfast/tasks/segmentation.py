@@ -224,8 +224,11 @@ class Segmentation(TaskWithTruth):
         return self._measure(*self._counts(*self._pixels(z, truth)))
 
     def cross_entropy(self, z: Tensor, truth: Tensor) -> Tensor:
-        """The mean cross-entropy of the judged pixels: [n]."""
-        logits, truth, judged = self._pixels(z, truth)
+        """The mean cross-entropy of the pixels of masks as data give them, all but those of
+        `ignore`: also where one region is judged, or every pixel would be called that. [n]."""
+        own = copy.copy(self)
+        object.__setattr__(own, "region", None)  # of a frozen dataclass
+        logits, truth, judged = own._pixels(z, truth.reshape(len(truth), *self.truth_form))
         paid = F.cross_entropy(logits, truth, reduction="none").where(judged, 0)
         return paid.flatten(1).sum(1) / judged.flatten(1).sum(1).clamp_min(1)
 

@@ -267,7 +267,8 @@ class Training:
         progress.loss = 0.0
         progress.full = progress.full + 1 if eps == self.threat.eps else 0
         least = self.balance.least_recall(self.min_recall, self.target.task.k)
-        score = (accuracy >= self.floor and recall >= least, robust, clean)
+        # of a detector or a segmenter no recall is known
+        score = (accuracy >= self.floor and not recall < least, robust, clean)
         if progress.full > 1 and fooled(objective, inner, robust, progress.best[1]):
             s.back_to_best(recipe)
             progress.stronger, progress.full = progress.stronger + 1, 0
