@@ -435,7 +435,7 @@ def test_a_dataset_that_was_saved_is_data(tmp_path: Path) -> None:
     )
     source = open_data(str(tmp_path / "one"))
     assert (source.shape, source.class_names, len(source)) == ((2, 2), ("a", "b", "c"), 6)
-    assert (source.rows(2, 4)[0][:, 0, 0] * 255).tolist() == [2, 3]
+    assert source.rows(2, 4)[0][:, 0, 0].tolist() == [2, 3]
     assert open_data(str(tmp_path / "both")).labels(0, 9).tolist() == [1, 2]
     assert "has no split 'other', but train, validation" in refusal(
         str(tmp_path / "both"), split="other"
@@ -726,6 +726,7 @@ def test_kinds_tell_how_each_is_written() -> None:
         "masks",
         "waves",
         "parquet",
+        "saved",
         "factory",
     }
     assert all(": " in line and "\n" not in line for line in KINDS.values())

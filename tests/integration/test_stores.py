@@ -149,8 +149,12 @@ def test_what_cannot_be_uploaded_is_kept_here(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_name_on_a_store_leads_out_of_the_copy() -> None:
-    fsspec.filesystem("memory").pipe_file("/bucket/run/../../../evil", b"")
-    names(refused("report", HOME), "../../../evil, which is no file of a run")
+    memory = fsspec.filesystem("memory")
+    for name in ("../../../evil", "/evil", "//evil"):
+        memory.pipe_file("/bucket/run/own", b"")
+        memory.store[f"/bucket/run/{name}"] = memory.store.pop("/bucket/run/own")
+        names(refused("compare", HOME, HOME), f"holds {name}, which is no file of a run")
+        memory.store.clear()
 
 
 def _raising(error: Exception) -> Callable[..., None]:

@@ -289,7 +289,8 @@ def _kind_of_folder(folder: Path) -> str:
 
     of = {"waves": waves.ENDINGS, "parquet": ENDINGS, "folder": images.ENDINGS}
     kinds = {ending: kind for kind, endings in of.items() for ending in endings}
-    endings = (path.suffix.lower() for path in folder.rglob("*"))
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    endings = (os.path.splitext(name)[1].lower() for name in names)
     return next((kinds[ending] for ending in endings if ending in kinds), "folder")
 
 

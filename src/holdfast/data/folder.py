@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -51,9 +52,9 @@ class Folder(Pictures):
 
 def labelled_files(
     folder: Path, split: str, classes: Path | None, endings: Collection[str], what: str
-) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
-    """The files of a folder with one sub-folder a class, in the order of the classes, the class of
-    each [n] int64, and the names of the classes.
+) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    """The paths of the files of a folder with one sub-folder a class, in the order of the classes,
+    the class of each [n] int64, and the names of the classes.
 
     Args:
         split: chooses, where the folder holds `train` and `test`; classes are numbered over both.
@@ -70,20 +71,21 @@ def labelled_files(
     if classes is not None:
         numbers, class_names = read_classes(classes, names)
     kind, _, examples = what.partition(" ")
-    paths: list[Path] = []
+    paths: list[str] = []  # texts: a million of objects would take half a gigabyte
     labels: list[int] = []
     for home in sorted(_folders(root), key=lambda home: (numbers[printable(home.name)], home.name)):
         found = [
-            path
-            for path in sorted(home.rglob("*"))
-            if path.suffix.lower() in endings and not path.name.startswith(".")
+            os.path.join(parent, name)
+            for parent, _, names in os.walk(home)
+            for name in names
+            if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
         ]
         if not found:
             raise InputError(
                 f"{home} has no {kind}; expected at least one {examples} in the folder of each "
                 "class."
             )
-        paths += found
+        paths += sorted(found, key=lambda path: path.replace(os.sep, "\0"))  # folder by folder
         labels += [numbers[printable(home.name)]] * len(found)
     if not paths:
         raise InputError(f"{root} has no {kind}; expected a sub-folder of {what} for each class.")

@@ -47,13 +47,14 @@ class Files:
             self._fs, root = store_at(at)
         self.schema, counts = pa.schema([]), list[int]()
         self.groups: list[tuple[str, int]] = []
-        for number, path in enumerate(self._found(root, split)):
+        paths = self._found(root, split)
+        for path in paths:
             with self._opening(path), self.open(path) as file:
                 schema, meta = file.schema_arrow, file.metadata
-            if number and not schema.equals(self.schema):
+            if path != paths[0] and not schema.equals(self.schema):
                 raise InputError(
-                    f"{self.name_of(path)} has other columns than {self.name_of(self.groups[0][0])}"
-                    ", or of other types; all files of a folder are one table."
+                    f"{self.name_of(path)} has other columns than {self.name_of(paths[0])}, or of "
+                    "other types; all files of a folder are one table."
                 )
             self.schema = schema
             for group in range(meta.num_row_groups):

@@ -30,10 +30,11 @@ class Pictures(Source):
     """
 
     def __init__(
-        self, paths: Sequence[Path], name: str, scale: bool, resizing: Resizing | None = None
+        self, paths: Sequence[Path | str], name: str, scale: bool, resizing: Resizing | None = None
     ) -> None:
-        self._paths, self.name, self._scale = paths, name, scale
-        self._seen = [_header(path) for path in paths]
+        self._paths, self.name, self._scale = list(map(str, paths)), name, scale
+        alike: dict[Picture, Picture] = {}  # one object for all that are
+        self._seen = [alike.setdefault(p, p) for p in map(_header, self._paths)]
         self._channels = max(picture.channels for picture in self._seen)
         self._resizing = resizing
 
@@ -86,7 +87,7 @@ class Pictures(Source):
         paths = self._paths[start:stop]
         pixels = np.empty((len(paths), *self.shape), np.uint8)
         for row, path in enumerate(paths):
-            with opened(path) as image:
+            with opened(Path(path)) as image:
                 pixels[row] = pixels_of(image, self._channels, self._resizing)
         return floats(pixels, self._scale)
 
@@ -96,6 +97,6 @@ class Pictures(Source):
         return self._resizing.size(picture.width, picture.height)
 
 
-def _header(path: Path) -> Picture:
-    with opened(path) as image:
+def _header(path: str) -> Picture:
+    with opened(Path(path)) as image:
         return picture_of(image, path)

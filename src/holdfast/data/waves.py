@@ -93,7 +93,7 @@ def _length(crop: str | None) -> int | None:
     return int(crop)
 
 
-def _read(path: Path) -> tuple[int, np.ndarray]:
+def _read(name: str) -> tuple[int, np.ndarray]:
     """The rate of a file, and its signal [t] or [c, t], float32.
 
     Raises:
@@ -101,6 +101,7 @@ def _read(path: Path) -> tuple[int, np.ndarray]:
     """
     from scipy.io import wavfile
 
+    path = Path(name)
     if not path.is_file():
         raise InputError(f"{path} is no file but a pipe, device or folder; expected a WAV file.")
     try:

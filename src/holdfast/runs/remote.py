@@ -84,7 +84,9 @@ class _Copy:
         with reaching(self.url, "read"):
             for path in self.fs.find(self.root):
                 name = path.removeprefix(f"{self.root}/")
-                if path == self.root or ".." in PurePosixPath(name).parts:
+                # a name of a store may be any text, and must not lead out of the copy
+                pure = PurePosixPath(name)
+                if path == self.root or pure.is_absolute() or ".." in pure.parts:
                     raise InputError(f"{self.url} holds {name}, which is no file of a run.")
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get_file(path, str(self.folder / name))
