@@ -198,7 +198,9 @@ def actors(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
+        except (
+            Exception
+        ) as error:  # Ray has its own kinds, and bare ones where it starts too slowly
             raise InputError(f"--ray {address}: {first_line(error)}.") from error
         stack.callback(ray.shutdown)
         gpus, room = _room(address, gpus, job.given["device"])
