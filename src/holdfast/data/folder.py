@@ -76,8 +76,8 @@ def labelled_files(
     for home in sorted(_folders(root), key=lambda home: (numbers[printable(home.name)], home.name)):
         found = [
             os.path.join(parent, name)
-            for parent, _, names in os.walk(home)
-            for name in names
+            for parent, folders, files in os.walk(home)
+            for name in (*folders, *files)  # what is named as a file but is none is refused later
             if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
         ]
         if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from holdfast.data.source import Source
 from holdfast.errors import InputError, SpecError
 
 _AT_ONCE = 1 << 20  # rows whose keys are held
+_GAMMA = 0x9E3779B97F4A7C15
+_MIXED = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 class Part(Source):
@@ -78,10 +81,6 @@ def at_random(whole: Source, asked: str) -> Part:
         SpecError: `asked` is no such text.
         InputError: there are fewer rows.
     """
-    import torch
-
-    from holdfast.rng import Keys
-
     found = re.fullmatch("([0-9]{1,15})(?:,([0-9]{1,18}))?", asked)
     if found is None or not int(found[1]):
         raise SpecError(
@@ -92,16 +91,23 @@ def at_random(whole: Source, asked: str) -> Part:
         raise InputError(
             f"{count:,} rows at random were asked for, but {whole.name} has {len(whole):,}."
         )
-    ids, keys = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    ids = np.zeros(0, np.int64)
     for start in range(0, len(whole), _AT_ONCE):
-        more = torch.arange(start, min(start + _AT_ONCE, len(whole)))
-        ids = torch.cat([ids, more])
-        keys = torch.cat([keys, Keys.of(seed, more).fold("sample").rows])
-        least = keys.argsort()[:count]
-        ids, keys = ids[least], keys[least]
-    part = Part(whole, ids.sort().values.numpy(), f"{count} rows at random, seed {seed}")
+        more = np.arange(start, min(start + _AT_ONCE, len(whole)))
+        ids = np.concatenate([ids, more])
+        ids = ids[_keys(seed, ids).argsort()[:count]]
+    part = Part(whole, np.sort(ids), f"{count} rows at random, seed {seed}")
     part.loading = {**whole.loading, "random": f"{count},{seed}"}
     return part
+
+
+def _keys(seed: int, ids: np.ndarray) -> np.ndarray:
+    """A number of each row [n], no two alike: SplitMix64, as in `holdfast.rng`, without torch."""
+    word = hashlib.blake2b(f"sample {seed}".encode(), digest_size=8).digest()
+    z = (ids.astype(np.uint64) ^ np.uint64(int.from_bytes(word, "big"))) * np.uint64(_GAMMA)
+    for shift, factor in _MIXED:
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    return z ^ (z >> np.uint64(31))
 
 
 def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:
