@@ -59,14 +59,14 @@ def main() -> None:
     made = []
     for name, threat, protocol in CASES:
         model, rows = case(name).eval(), mnist(asked.rows)
-        ways = {
+        both = {
             "one after the other": Counted(model, rows, (threat, protocol), packed=False),
             "side by side": Counted(model, rows, (threat, protocol), packed=True),
         }
-        seconds = interleaved(ways, asked.repeats)
-        for way, found in ways.items():
-            counts = (f"{found.calls:,}", f"{found.passes:,}", seconds[way].cpu)
-            made.append([name, threat, protocol, way, f"{found.robust:.1f} %", *counts])
+        seconds = interleaved(both, asked.repeats)
+        for runs, found in both.items():
+            counts = (f"{found.calls:,}", f"{found.passes:,}", seconds[runs].cpu)
+            made.append([name, threat, protocol, runs, f"{found.robust:.1f} %", *counts])
             print(made[-1], flush=True)
     head = "model threat protocol runs robust calls forwards CPU-seconds".split()
     save(asked.save, "Restarts and aims side by side", [table(head, made)])

@@ -149,7 +149,7 @@ def run(
     seed: int = 0,
     restart: int | Tensor = 0,
     rank: int | Tensor = 0,
-    copies: int = 1,
+    sets: int = 1,
     clean: Tensor | None = None,
     warm_start: Tensor | None = None,
     budget: int | Tensor | None = None,
@@ -166,8 +166,8 @@ def run(
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
         restart: gives every row fresh noise; one for all, or one a row ([n]).
         rank: aim at the rank-th best wrong class of the clean scores; 0: at any. As `restart`.
-        copies: the rows are so many copies of the same ones, one set after the other. The search of
-            a copy ends where an earlier one of its row meets the goal within eps.
+        sets: the rows are so many times the same ones, one set after the other. A row's search
+            ends where the same row of an earlier set meets the goal within eps.
         clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows
             that meet the goal already are settled at size 0.
         warm_start: inputs [n, *shape] from which an attack that starts at the `best` known point
@@ -199,7 +199,7 @@ def run(
             restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
             pool=pool,
         )  # fmt: skip
-        _search(attack, p, clean, rank, on_step, copies if stop else 1)
+        _search(attack, p, clean, rank, on_step, sets if stop else 1)
     return result
 
 
@@ -231,9 +231,9 @@ class Search(Problem):
         self.take(keep)
         return _rows(state, keep)
 
-    def drop_beaten(self, copies: int) -> None:
-        """End the search of copies of which an earlier one has met the goal within eps."""
-        broken = self._counts.result.broken.view(copies, -1).long()
+    def drop_beaten(self, sets: int) -> None:
+        """End the search of rows that have met the goal within eps in an earlier set."""
+        broken = self._counts.result.broken.view(sets, -1).long()
         beaten = (broken.cumsum(0) > broken).flatten()
         self._counts.live &= ~beaten[self._counts.rows]
 
@@ -274,7 +274,7 @@ def _search(
     clean: Tensor | None,
     rank: Tensor,
     on_step: Callable[[int, int], None] | None,
-    copies: int,
+    sets: int,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
     clean = p.ask_clean(clean)
@@ -291,8 +291,8 @@ def _search(
             break
         p.t = t + 1
         state = attack.step(p, state, t)
-        if copies > 1:
-            p.drop_beaten(copies)
+        if sets > 1:
+            p.drop_beaten(sets)
         if on_step is not None:
             on_step(t + 1, int(p.live.sum()))
     p.judge_last(point(state))

@@ -585,12 +585,12 @@ def _attack(
 ) -> tuple[dict[str, Tensor], float]:
     """Units of one trial side by side on the rows `at`: what each found and counted, one after the
     other, and the seconds."""
-    unit, copies = units[0], len(units)
+    unit, sets = units[0], len(units)
     trial = settings.trials[unit.trial]
     restart, rank = (
         torch.tensor([(u.restart, u.rank) for u in units]).repeat_interleave(len(at), 0).T
     )
-    at = at.repeat(copies)
+    at = at.repeat(sets)
     started, steps = time.monotonic(), trial.attack.steps
 
     def on_step(t: int, live: int) -> None:
@@ -610,7 +610,7 @@ def _attack(
         seed=settings.seed,
         restart=restart,
         rank=rank,
-        copies=copies,
+        sets=sets,
         clean=picked(state.clean.scores, at),
         warm_start=state.best[at] if trial.attack.warm else None,
         budget=None if settings.budget is None else settings.budget - state.counts["forwards"][at],
