@@ -174,14 +174,14 @@ def test_a_draft_follows_the_formulas_within_eps() -> None:
 )
 def test_objectives_train_at_legal_rows(objective: str) -> None:
     x, y = map(torch.from_numpy, rows(40, 3))
-    own = objectives.parse(objective)
+    own, search = objectives.parse(objective), inner()
     with torch.no_grad():
-        found = own.points(inner(), x, y)
+        found = own.points(search, x, y)
     if not objective.startswith("nfgsm"):  # whose noise reaches beyond eps
         assert bool(TABLE.legal(found, x).all())
     assert bool((found != x).any())
     assert torch.equal(found[:, 4], x[:, 4])
-    again = inner().ascend(x, found, torch.ones_like(x), 0.5)
+    again = search.ascend(x, found, torch.ones_like(x), 0.5)
     assert bool(TABLE.legal(again, x).all())
 
 

@@ -196,7 +196,6 @@ def harden(
     of_classes = target.head.truth_task is None
     if of_classes:
         (source, judged, *more), _ = numbered(target, source, judged, *more)
-        _check_counts(source, target.task.k)
 
     def wrapped(hardened: Any) -> Target:
         hard: Target = wrapped_like(target, hardened, source.columns)
@@ -216,12 +215,14 @@ def harden(
                 how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
             asked = at_threshold(target, odds), source, threat, chosen
             training = training_of(network, *asked, trained_by, penalties, **how)
+            _check_counts(source, target.task.k)
         else:
             training = training_of_truths(network, *asked, trained_by, own, **how)
         _check_threat(threat, target, chosen.judge)
         _check_parts(training)
     else:
         _check_threat(threat, target)
+        _check_counts(source, target.task.k)
         how |= {"min_recall": min_recall, "wrapped": wrapped}
         training = refitting_of(network, target, source, threat, chosen, **how)
     _check_rows(threat, target, source)
