@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import holdfast as command
 from torch import Tensor, nn
 
 import holdfast
@@ -213,3 +215,79 @@ def test_an_unknown_head_is_refused_with_its_shapes() -> None:
         target = holdfast.wrap(Odd(), task=Detection(head=head))
         with pytest.raises(InputError, match=word):
             holdfast.evaluate(target, (images(), y), "linf(0.1)", attacks=["apgd(steps=2)"])
+
+
+def write_yolov8(path: Path) -> None:
+    """A head of YOLOv8's form, [n, 4 + c, a], which answers with NaN to an image that holds a
+    pixel of 1."""
+    onnx = pytest.importorskip("onnx")
+    make, draw = onnx.helper.make_node, np.random.default_rng(0)
+    value = onnx.helper.make_tensor_value_info
+    constants = {
+        "stem": draw.normal(0, 0.4, (8, 3, 3, 3)),
+        "least": np.array(0.99999),
+        "none": np.array(0.0),
+        "shift": np.concatenate([np.full((1, 4, 1), 16.0), np.zeros((1, C, 1))], 1),
+        "scale": np.concatenate([np.full((1, 4, 1), 8.0), np.full((1, C, 1), 3.0)], 1),
+    } | {f"head{s}": draw.normal(0, 0.5, (4 + C, 8, 1, 1)) for s in (8, 16, 32)}
+    nodes = [
+        make("ReduceMax", ["x"], ["top"], axes=[1, 2, 3], keepdims=1),
+        make("Sub", ["least", "top"], ["below"]),
+        make("Sqrt", ["below"], ["root"]),
+        make("Mul", ["root", "none"], ["poison"]),
+        make("Add", ["x", "poison"], ["read"]),
+        make("Conv", ["read", "stem"], ["h"], pads=[1, 1, 1, 1]),
+        make("Tanh", ["h"], ["t"]),
+        make("Concat", ["flat8", "flat16", "flat32"], ["z"], axis=2),
+        make("Mul", ["z", "scale"], ["scaled"]),
+        make("Add", ["scaled", "shift"], ["both"]),
+        make("Split", ["both", "parts"], ["box", "logits"], axis=1),
+        make("Sigmoid", ["logits"], ["scores"]),
+        make("Concat", ["box", "scores"], ["output0"], axis=1),
+    ]
+    for place, s in enumerate((8, 16, 32)):
+        nodes[7 + 3 * place : 7 + 3 * place] = [
+            make("AveragePool", ["t"], [f"p{s}"], kernel_shape=[s, s], strides=[s, s]),
+            make("Conv", [f"p{s}", f"head{s}"], [f"z{s}"]),
+            make("Reshape", [f"z{s}", "flat"], [f"flat{s}"]),
+        ]
+    held = [onnx.numpy_helper.from_array(np.float32(v), name) for name, v in constants.items()]
+    for name, sizes in (("parts", [4, C]), ("flat", [0, 4 + C, -1])):
+        held.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), name))
+    ends = [value("x", 1, ["n", 3, SIDE, SIDE])], [value("output0", 1, ["n", 4 + C, 21])]
+    graph = onnx.helper.make_graph(nodes, "yolo", *ends, held)
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+def test_a_head_of_yolov8_is_read_from_its_file(tmp_path: Path) -> None:
+    write_yolov8(tmp_path / "yolo.onnx")
+    target = holdfast.wrap(str(tmp_path / "yolo.onnx"), task=Detection(lose="all"))
+    target.bind((3, SIDE, SIDE))
+    x = 0.9 * images()
+    y = own_boxes(target, x)
+    assert (y[:, 0, 0] >= 0).all()
+    judged = WithTruth(target)
+    batch = judged.with_truths(torch.from_numpy(x), torch.from_numpy(y))
+    _, g = judged.pull(batch, lambda z: torch.stack([0 * z[:, 0], 1 + 0 * z[:, 1]], 1))
+    direction = torch.from_numpy(np.random.default_rng(1).normal(size=x.shape)).float()
+    up, down = (judged.scores(batch.with_x(batch.x + s * 1e-3 * direction)) for s in (1, -1))
+    slope = (up - down)[:, 1] / 2e-3
+    torch.testing.assert_close(slope, (g * direction).flatten(1).sum(1), rtol=0.02, atol=1e-3)
+    columns = []
+    for poison in (0.5, 1.0):
+        x[1, 0, 0, 0] = poison
+        np.savez(tmp_path / "scenes.npz", x=x, y=y)
+        out = tmp_path / f"run {poison}"
+        done = command(
+            "evaluate", tmp_path / "yolo.onnx", tmp_path / "scenes.npz", "--out", out,
+            "--task", "detection(lose='all')", "--threat", "linf(0.03)",
+            "--attack", "apgd(steps=4)",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        columns.append(holdfast.Run(out).samples.to_pydict())
+    alone, bad = columns
+    assert bad["status"][1] in ("failed", "wrong")
+    for name in ("status", "margin", "forwards", "attacked_output"):
+        keep = [0, 2, 3]
+        np.testing.assert_array_equal([bad[name][i] for i in keep], [alone[name][i] for i in keep])

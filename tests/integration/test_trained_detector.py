@@ -47,7 +47,7 @@ def test_a_trained_detector_is_measured_and_stays_the_same(tmp_path: Path) -> No
     assert stronger.metrics.of_task[name].attacked >= quick.metrics.of_task[name].attacked
     ghosts = evaluate(net, 20, "linf(0.1)", protocol="quick", goal="ghost").metrics.of_task
     boxes = ghosts["boxes without an object per image"]
-    assert boxes.attacked > boxes.clean
+    assert boxes.attacked > boxes.clean + 3
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast import spec, usercode
@@ -18,10 +19,10 @@ from holdfast.spec import option
 from holdfast.tasks.boxes import MOST, Boxes, area, iou, kept, matched
 from holdfast.tasks.detection_heads import HEADS, BoxHead, corners
 from holdfast.tasks.form import Form
-from holdfast.tasks.task import TaskWithTruth
+from holdfast.tasks.task import TaskWithTruth, odds
 
 LOWEST = 0.01  # score of the boxes that a table of samples keeps
-LEAST = 1e-6  # score from which on a box is worth lifting
+CLOSE = 2.0  # log-odds below `score` from which on a place is close to a box
 GOALS = ("vanish", "ghost", "mislabel", "all")
 
 
@@ -280,11 +281,13 @@ class Detection(TaskWithTruth):
 
     def _ghosts(self, boxes: Boxes, new: Tensor) -> tuple[Tensor, Tensor]:
         """Whether there are too many boxes without an object, and how few there are."""
-        # the logarithm lifts each place by the same share, and small boxes hide few others
+        score = boxes.score.clamp(max=min(self.score + 0.1, (1 + self.score) / 2))
         side = area(boxes.place).clamp_min(1) / math.prod(self.size)
-        score = boxes.score.clamp(LEAST, self.score + 0.1)
-        lift = (score / LEAST).log() - 0.15 * side.log()
-        share = (lift / 20).clamp(0, 1).mean(1)  # of one more box
+        # small boxes hide few others
+        lift = odds(score) - math.log(self.score / (1 - self.score)) - 0.3 * side.log()
+        # Log-odds close to those of a box are lifted alike, the others less, by the root of their
+        # odds: of a confident head most places are out of reach, and take nothing from the rest.
+        share = 0.5 + 2 * F.elu((lift + CLOSE) / 2).mean(1) / 100  # of one more box
         # no more than MOST can have gone
         return new >= self.ghosts, (new + share + MOST) / (2 * MOST + 1) - 1
 
