@@ -187,7 +187,6 @@ def run(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
-        rank = torch.as_tensor(rank, device=target.batcher.device).expand(len(batch))
         batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
@@ -195,9 +194,8 @@ def run(
         if warm_start is not None:
             warm_start = warm_start.to(batch.x)
         p = Search(
-            target, batch, y, threat, keys,
-            restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
-            pool=pool,
+            target, batch, y, threat, keys, restart=restart, warm_start=warm_start,
+            result=result, budget=budget, stop=stop, pool=pool,
         )  # fmt: skip
         _search(attack, p, clean, rank, on_step, sets if stop else 1)
     return result
@@ -272,12 +270,13 @@ def _search(
     attack: Attack,
     p: Search,
     clean: Tensor | None,
-    rank: Tensor,
+    rank: int | Tensor,
     on_step: Callable[[int, int], None] | None,
     sets: int,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
     clean = p.ask_clean(clean)
+    rank = torch.as_tensor(rank, device=p.y.device).expand(len(p.y))
     if bool(rank.any()) and clean is not None and p.goal is None:
         p.aim = torch.empty_like(p.y)
         for one in rank.unique().tolist():

@@ -148,9 +148,10 @@ class Problem:
         draw = {"ball": self.norm.sample, "sphere": self.norm.sphere}[where]
         return self.project(self.eps * draw(self.noise(where), self.x))
 
-    def after_first(self, d: Tensor) -> Tensor:
-        """A start d for all runs of a row but the first, which starts at 0."""
-        return torch.where(wide(self.restart > 0, d), d, 0)
+    def after_first(self, start: Callable[[], Tensor]) -> Tensor:
+        """The start d of all runs of a row but the first, which begins at 0."""
+        d, later = torch.zeros_like(self.x), self.restart > 0
+        return torch.where(wide(later, d), start(), d) if bool(later.any()) else d
 
     def noise(self, name: str) -> Keys:
         """Random keys of this step; each name gives an independent draw."""

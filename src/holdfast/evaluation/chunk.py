@@ -261,10 +261,10 @@ def search(
             open_ &= ~(state.lowest > share * clean)
         left = open_.nonzero()[:, 0]
         place, part = f"{name}-{number:04d}", (number / len(units), 1 / len(units))
-        if journal.find(place) is None and len(left):
-            together = settings.together(units, number, batch.x.shape[1:])
-            if len(together) > 1:
-                _run_together(settings, journal, name, (together, number), state, left, part)
+        together = settings.together(units, number, batch.x.shape[1:])
+        if len(together) > 1 and len(left) and journal.find(place) is None:
+            places = [f"{name}-{number + i:04d}" for i in range(len(together))]
+            _run_together(settings, journal, places, together, state, left, part)
         for at, record, seconds in _runs(settings, journal, place, unit, state, left, part):
             state.pay(unit, at, record, seconds, state.fold(at, record, unit, own, settings))
             left = left[~torch.isin(left, at)]
@@ -304,16 +304,15 @@ def _runs(
 def _run_together(
     settings: SearchSettings,
     journal: Journal,
-    name: str,
-    which: tuple[Sequence[Unit], int],
+    places: Sequence[str],
+    units: Sequence[Unit],
     state: ChunkState,
     at: Tensor,
     part: tuple[float, float],
 ) -> None:
-    """Run units side by side on the rows `at`, the first of them with this number, and note what
-    each would have found alone, on the rows that none before it broke. For a row that one broke it
-    pays what those after it had begun."""
-    units, number = which
+    """Run units side by side on the rows `at`, and write to the place of each what it would have
+    found alone, on the rows that none before it broke. For a row that one broke it pays what those
+    after it had begun."""
     columns, seconds = _attack(settings, units, state, at, *part)
     found = [
         {key: column[start : start + len(at)] for key, column in columns.items()}
@@ -321,15 +320,14 @@ def _run_together(
     ]
     limit = settings.limit(settings.sought(units[0]))
     open_ = torch.ones(len(at), dtype=torch.bool)
-    for i, unit in enumerate(units):
+    for i, place in enumerate(places):
         own = {key: column[open_] for key, column in found[i].items()}
         broken = open_ & (found[i]["size"] <= limit)
         for later in found[i + 1 :]:
             for key in COUNTS:
                 own[key][broken[open_]] += later[key][broken]
-        record = _record(settings, unit, own) | {"at": at[open_].numpy()}
-        said = {"seconds": repr(seconds / len(units))}
-        journal.write(f"{name}-{number + i:04d}", record, said)
+        record = _record(settings, units[i], own) | {"at": at[open_].numpy()}
+        journal.write(place, record, {"seconds": repr(seconds / len(units))})
         open_ &= ~broken
 
 

@@ -34,7 +34,7 @@ class CAPGD(Attack):
     )
 
     def start(self, p: Problem) -> Climb:
-        d = self._legal(p, p.after_first(p.random_start("ball")))
+        d = self._legal(p, p.after_first(p.random_start))
         return Climb.at(d, *p.gradient(d, self.loss), size=2)
 
     def step(self, p: Problem, s: Climb, t: int) -> Climb:

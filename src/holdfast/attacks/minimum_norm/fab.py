@@ -39,10 +39,12 @@ class FAB(Attack):
     beta: float = option(0.9, "share of d that is kept after a success", at_least=0)
 
     def start(self, p: Problem) -> Nearing:
-        box = p.norm.size(p.hi.maximum(-p.lo))
-        radius = p.eps.minimum(wide(box, p.x)) / 2
-        d = (radius * p.norm.sphere(p.noise("start"), p.x)).clamp(p.lo, p.hi)
-        return Nearing(p.after_first(d), torch.ones_like(p.eps.flatten()))
+        def elsewhere() -> Tensor:
+            box = p.norm.size(p.hi.maximum(-p.lo))
+            radius = p.eps.minimum(wide(box, p.x)) / 2
+            return (radius * p.norm.sphere(p.noise("start"), p.x)).clamp(p.lo, p.hi)
+
+        return Nearing(p.after_first(elsewhere), torch.ones_like(p.eps.flatten()))
 
     def step(self, p: Problem, s: Nearing, t: int) -> Nearing:
         gap, g = nearest(p, s.d, p.target.task.k - 1)

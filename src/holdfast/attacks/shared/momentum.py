@@ -42,7 +42,7 @@ class MomentumAttack(Attack):
 
     def start(self, p: Problem) -> State:
         """The input itself; a restart begins elsewhere in the ball."""
-        return MomentumState(p.after_first(p.random_start("ball")), torch.zeros_like(p.x))
+        return MomentumState(p.after_first(p.random_start), torch.zeros_like(p.x))
 
     def follow(self, p: Problem, s: MomentumState, g: Tensor) -> MomentumState:
         """One step along the gradient g and those before."""
