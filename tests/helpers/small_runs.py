@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner, Result
@@ -16,13 +19,30 @@ from holdfast.cli.main import app
 from holdfast.data import Source, from_arrays
 from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.verify import verify
-from holdfast.runs import store
+from holdfast.runs import journal, store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.runs.run import Run
 
 N = 20
 GROUPS = ["odd" if i % 2 else "even" for i in range(N)]
 ATTACKS = ("pgd(steps=2, restarts=2)", "fgsm")
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
+    """A run within is interrupted after so many records."""
+    write, left = store.write_bytes, [after]
+
+    def counted(path: Path, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", counted)
+        patch.setattr(journal, "write_bytes", counted)
+        yield
 
 
 class Bent(nn.Module):

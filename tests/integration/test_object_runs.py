@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import holdfast
+from helpers.small_runs import interrupted
 
 from holdfast.evaluation import chunk
-from holdfast.runs import journal, store
+from holdfast.runs import store
 from holdfast.runs.run import Run
 
 N = 12
@@ -74,17 +75,7 @@ def measured(task: str, out: str, *more: object) -> Run:
 
 def broken_off(task: str, out: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is interrupted after so many records."""
-    write, left = store.write_bytes, [after]
-
-    def counted(path: Path, content: bytes) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        write(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_bytes", counted)
-        patch.setattr(journal, "write_bytes", counted)
+    with interrupted(monkeypatch, after):
         assert holdfast("evaluate", *ASKED[task], "--out", out).exit_code != 0
     assert not Path(out, "run.json").exists()
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small_runs import N, command, flipped, found, measure, same
+from helpers.small_runs import N, command, flipped, found, interrupted, measure, same
 
 from holdfast.errors import InputError
 from holdfast.evaluation import chunk
-from holdfast.runs import journal, store
+from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets import TorchTarget
 from holdfast.training.state import restored, stored
@@ -28,19 +28,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **more: Any) -> None:
     """A run that is interrupted after so many records."""
-    write, left = store.write_bytes, [after]
-
-    def counted(path: Path, content: bytes) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        write(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_bytes", counted)
-        patch.setattr(journal, "write_bytes", counted)
-        with pytest.raises(KeyboardInterrupt):
-            measure(out, **more)
+    with interrupted(monkeypatch, after), pytest.raises(KeyboardInterrupt):
+        measure(out, **more)
 
 
 @pytest.fixture(scope="module", autouse=True)
