@@ -205,7 +205,7 @@ def read_samples(folder: Path) -> pa.Table:
     """
     path = folder / "samples.parquet"
     table = migrate_samples(_read_table(path))
-    with _readable(path):
+    with readable(path):
         table = table.cast(schema_of(table.column_names))
         bare = [
             c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count
@@ -239,7 +239,7 @@ def read_corruptions(folder: Path) -> pa.Table:
     """
     path = folder / "corruptions.parquet"
     table = _read_table(path)
-    with _readable(path):
+    with readable(path):
         fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
         table = table.cast(pa.schema(fields))
         odd = [
@@ -253,12 +253,12 @@ def read_corruptions(folder: Path) -> pa.Table:
 
 def _read_table(path: Path) -> pa.Table:
     content = read_bytes(path)
-    with _readable(path):
+    with readable(path):
         return pq.read_table(pa.BufferReader(content))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, *_ODD) as error:
