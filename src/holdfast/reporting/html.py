@@ -22,6 +22,7 @@ from holdfast.reporting import audit, figures, scenes, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
+from holdfast.runs.samples import Samples
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -247,18 +248,20 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
             f"{manifest.model.shape}."
         )
-    samples = store.read_samples(folder)
-    ids = samples.column("id").to_numpy()
+    samples = Samples(folder)
+    ids, picked = samples.column("id").to_numpy(), tensors["id"][:SHOWN].tolist()
+    strange = [i for i in picked if i not in ids]
+    if strange:
+        raise InputError(
+            f"{path} holds sample {strange[0]}, but samples.parquet does not. The folder mixes two "
+            "runs."
+        )
+    places = [int(np.argmax(ids == i)) for i in picked]
+    rows = samples.rows(places, samples.names).to_pylist()
     examples = []
     before, after = _pairs(tensors)
     masks = {name: tensors[name] for name in store.MASKS if name in tensors}
-    for k, i in enumerate(tensors["id"][:SHOWN].tolist()):
-        at = np.flatnonzero(ids == i)
-        if not len(at):
-            raise InputError(
-                f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
-            )
-        (row,) = samples.slice(int(at[0]), 1).to_pylist()
+    for k, row in enumerate(rows):
         example = _example(row, before[k], after[k], manifest)
         if example.pictures and (masks or manifest.model.task.startswith("detection")):
             own = {name: mask[k] for name, mask in masks.items()}

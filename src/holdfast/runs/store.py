@@ -207,15 +207,22 @@ def read_samples(folder: Path) -> pa.Table:
     table = migrate_samples(_read_table(path))
     with readable(path):
         table = table.cast(schema_of(table.column_names))
-        bare = [
-            c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count
-        ]
-        if bare:
-            raise ValueError(f"its column {bare[0]} has empty values")
-        others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
-        if others:
-            raise ValueError(f"it names a status {min(others)!r}")
+        for name in table.column_names:
+            check_values(name, table.column(name))
     return table
+
+
+def check_values(name: str, column: pa.ChunkedArray) -> None:
+    """Refuse values that no column of this name in a table of samples has.
+
+    Raises:
+        ValueError: some are empty, or name no status.
+    """
+    if column.null_count and name not in _MAY_BE_NULL:
+        raise ValueError(f"its column {name} has empty values")
+    others = set(column.unique().to_pylist() if name == "status" else ()) - set(get_args(Status))
+    if others:
+        raise ValueError(f"it names a status {min(others)!r}")
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:
