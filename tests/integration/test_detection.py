@@ -19,7 +19,7 @@ from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.verify import verify
 from holdfast.runs import detection as figures
-from holdfast.targets.preprocess import BGR
+from holdfast.targets.preprocess import BGR, Normalize
 from holdfast.targets.truth import WithTruth
 from holdfast.tasks.boxes import Boxes, iou, kept, matched
 
@@ -178,6 +178,27 @@ def test_fastestdet_answers_as_it_is_known_to(cases: Path) -> None:
         rows = figures.boxes(answer, 0.5)
         mine = rows[:, [2, 3, 4, 5, 1, 0]]
         np.testing.assert_allclose(mine, expected[name], atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("file", ["yunet_n_320_320.onnx", "yunet_n_dynamic.onnx"])
+def test_yunet_answers_as_it_is_known_to(file: str, cases: Path) -> None:
+    x, _, names = photographs(cases, 320, "yunet_face")
+    target = holdfast.wrap(
+        str(cases / "onnx_yunet_face" / file),
+        task="detection()",
+        preprocess=[BGR(), Normalize(0, 1 / 255)],
+        layout="nhwc",
+        shape=x.shape[1:],
+    )
+    rule = WithTruth(target).rule
+    z = target.scores(torch.from_numpy(x).float() / 255)
+    expected = case(cases, "onnx_yunet_face").expected()
+    assert set(names) == set(expected)
+    for name, answer in zip(names, rule.answers(z).numpy(), strict=True):
+        rows = figures.boxes(answer, 0.5)
+        assert (rows[:, 0] == 0).all()
+        np.testing.assert_allclose(rows[:, [2, 3, 4, 5, 1]], expected[name], atol=1e-3)
 
 
 def refused(y: np.ndarray, match: str, **options: Any) -> None:
