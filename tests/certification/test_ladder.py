@@ -53,7 +53,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(out: Path | None = None, threat: str = THREAT, **options: Any) -> Run:
-    options = {"attacks": ["pgd(steps=20)"], "certifier": Ladder()} | options
+    options = {"attacks": ["pgd(steps=20)"], "certifier": Ladder(60)} | options
     return holdfast.evaluate(Net(), data(), threat, out=out, **options)
 
 
@@ -132,7 +132,9 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
     proved = {eps: points[eps].certified_accuracy for eps in (0.04, *sizes)}
     for eps, share in proved.items():
         assert share is not None
-        alone = certify(Net(), data(), f"linf({eps})").metrics.certified_accuracy
+        alone = certify(
+            Net(), data(), f"linf({eps})", seconds_per_row=60
+        ).metrics.certified_accuracy
         assert alone is not None
         assert share.value == alone.value <= points[eps].robust_accuracy.value
     assert proved[0.04] == run.metrics.certified_accuracy
@@ -143,7 +145,7 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
 def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
     measured(tmp_path / "run", epsilons=[0.02])
     target = holdfast.wrap(Net())
-    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(60), full=True)
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
 
 
@@ -155,7 +157,7 @@ def test_a_proof_that_was_made_up_is_found(tmp_path: Path) -> None:
     columns["certified_radius"][at], columns["not_certified"][at] = 0.1, None
     table = run.samples.from_pydict(columns, schema=run.samples.schema)
     store.write_samples(tmp_path / "run", table)
-    said = verify(tmp_path / "run", holdfast.wrap(Net()), data(), certifier=Ladder(), full=True)
+    said = verify(tmp_path / "run", holdfast.wrap(Net()), data(), certifier=Ladder(60), full=True)
     assert f"certificates: crown does not prove rows {at} again." in said
 
 
@@ -303,7 +305,7 @@ def test_a_threat_with_a_goal_is_proved_not_to_reach_it(goal: str, tmp_path: Pat
     assert ("broken" in statuses(attacked)) == (goal == "'random'")
     assert not (statuses(attacked)[certified] == "broken").any()
     target = holdfast.wrap(Net())
-    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(60), full=True)
 
 
 def test_rows_of_the_goal_are_not_asked_about() -> None:
@@ -325,7 +327,7 @@ class Everything:
     def at(self, rows: torch.Tensor) -> Everything:
         raise AssertionError("no row is left")
 
-    def climb(self, method: str) -> Margins:
+    def climb(self, method: str, seconds: float) -> Margins:
         lower = torch.ones(len(self.rows), 3, dtype=torch.float64)
         return Margins(lower, 0 * lower, method)
 
