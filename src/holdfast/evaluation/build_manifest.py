@@ -23,7 +23,15 @@ from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
+from holdfast.runs.manifest import (
+    Costs,
+    CurvePoint,
+    Facts,
+    Manifest,
+    Metrics,
+    Restart,
+    TrialInfo,
+)
 from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
 from holdfast.threats.table.schema import Schema
 
@@ -91,8 +99,9 @@ def collect_corruptions(journal: Journal, chunks: Sequence[tuple[int, int]]) -> 
 def build_manifest(
     folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]
 ) -> Manifest:
-    """The whole manifest of a folder whose samples and examples are written."""
-    model, data = facts.model, facts.data
+    """The whole manifest of a folder whose samples and examples are written, and the runs at
+    further eps."""
+    model, data, apart = facts.model, facts.data, runs_apart(folder, facts.threat.apart)
     metrics = measure(
         table,
         model.classes,
@@ -105,6 +114,8 @@ def build_manifest(
     last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
     if last is not None:
         metrics.survivors = survivors(last)
+    if facts.threat.apart:
+        metrics.curve = _curve(facts.threat.eps, metrics, apart)
     if facts.threat.table is not None:
         relations = list(Schema.parse(facts.threat.table).conditions)
         metrics.relations = without_relations(table, relations)
@@ -120,16 +131,37 @@ def build_manifest(
     for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
         judged += table.num_rows - table.column(name).null_count
     total = reduce(add, (t.costs for t in trials), facts.probe_costs)
+    total = total.model_copy(
+        update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
+    )
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(
-            update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
-        ),
+        costs=reduce(add, (run.costs for run in apart), total),
         trials=list(trials),
         files=store.checksums(folder),
     )
+
+
+def runs_apart(folder: Path, sizes: Sequence[float]) -> list[Manifest]:
+    """Those of the runs at further eps that were run in full."""
+    folders = [store.at_eps(folder, eps) for eps in sizes]
+    written = [at for at in folders if (at / "run.json").exists()]
+    whole = [at for at in written if all(store.read_samples(at)["finished"].to_pylist())]
+    return [store.read_manifest(at) for at in whole]
+
+
+def _curve(eps: float, own: Metrics, apart: Sequence[Manifest]) -> list[CurvePoint]:
+    """What each run of another eps measured, and this one, and what holds without an attack."""
+    found = {run.threat.eps: run.metrics for run in apart} | {eps: own}
+    clean = {name: figure.clean for name, figure in own.of_task.items()}
+    points = [CurvePoint(eps=0, robust_accuracy=own.clean_accuracy, measured=True, of_task=clean)]
+    for at, metrics in sorted(found.items()):
+        of_task = {name: figure.attacked for name, figure in metrics.of_task.items()}
+        share = metrics.robust_accuracy
+        points.append(CurvePoint(eps=at, robust_accuracy=share, measured=True, of_task=of_task))
+    return points
 
 
 def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:

@@ -72,6 +72,22 @@ def claims(
     yield from _rounds(manifest, asked, target.task, table)
 
 
+def claims_apart(
+    manifest: Manifest, whole: Manifest, asked: Threat, target: Target, table: pa.Table
+) -> Iterator[str]:
+    """What does not hold of what the run at a further eps says, held against that of the whole, one
+    sentence each."""
+    yield from _threat(manifest, asked, target)
+    yield from _rounds(manifest, asked, target.task, table)
+    if [trial.spec for trial in manifest.trials] != [trial.spec for trial in whole.trials]:
+        yield "trials: they are not those of the run."
+    for name in ("model", "protocol", "seed", "max_queries", "initial_findings"):
+        if getattr(manifest, name) != getattr(whole, name):
+            yield f"{name}: it is not that of the run."
+    if manifest.data.fingerprint != whole.data.fingerprint:
+        yield "data: they are not those of the run."
+
+
 def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
     """The threat that the parts of run.json make, with a class for each of so many rows where the
     samples hold them.

@@ -160,11 +160,6 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
             f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
             "size; give one run a side instead."
         )
-    if curve and target.task.enough:
-        raise SpecError(
-            "a curve keeps the smallest example of each row, but where a row can be wrong in part "
-            "the one that goes furthest is kept; give one run an eps instead."
-        )
     if not all(map(math.isfinite, curve)):
         raise SpecError(
             "the curve holds inf, but a robust accuracy needs a finite eps; give inf as the "

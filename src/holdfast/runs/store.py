@@ -408,9 +408,14 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
     return limits
 
 
+def at_eps(folder: Path, eps: float) -> Path:
+    """The folder of the run at a further eps, in that of a run whose curve is of several."""
+    return folder / "curve" / repr(float(eps))
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery
-    and limits.
+    and limits, and those of the runs at further eps.
 
     Raises:
         InputError: one of them is no file.
@@ -418,6 +423,8 @@ def checksums(folder: Path) -> dict[str, str]:
     names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
     paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
+    for run in sorted((folder / "curve").glob("*/run.json")):
+        paths += [run.parent / name for name in checksums(run.parent)]
     return {str(p.relative_to(folder)): checksum(p) for p in paths if p.exists()}
 
 
