@@ -16,7 +16,7 @@ from holdfast.attacks.problem import legal_size
 from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.detectors import first_answers
+from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
@@ -317,7 +317,7 @@ def _noted(
         again = averaged(again)  # Holdfast itself took the mean, and says so
     if manifest.data.columns:
         again += one_size(source, threat)
-    again += first_answers(target, source)
+    again += [*first_answers(target, source), *no_place(target, threat, source)]
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.probed(name, manifest.max_queries, target, threat)

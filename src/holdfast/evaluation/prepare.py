@@ -19,7 +19,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
-from holdfast.diagnostics.detectors import first_answers
+from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
@@ -126,6 +126,7 @@ def prepare(
     own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
+    noted += no_place(target, threat, source)
     return Prepared(target, source, threat, own, sources, rows, groups, noted)
 
 
