@@ -9,6 +9,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.data.source import Source
+from holdfast.memory import rows_at_once
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Target, sealed
@@ -30,7 +31,8 @@ def first_answers(target: Target, source: Source) -> list[Finding]:
     none of other models."""
     if not isinstance(target, WithTruth) or not target.rule.structured:
         return []
-    rows = target.batcher.place(read(source, 0, min(LOOK, len(source)))[0])
+    look = min(rows_at_once(source.shape, LOOK), len(source))
+    rows = target.batcher.place(read(source, 0, look)[0])
     with sealed(0):
         z, truth = target.answered(rows)
         found = list(_together(target, rows, z))

@@ -25,14 +25,13 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
+from holdfast.memory import VALUES, rows_at_once
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
-
-VALUES = 2**25  # of inputs that a chunk holds at most: 128 MiB of float32
 
 
 def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
@@ -42,9 +41,8 @@ def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -
 
 
 def stride_of(shape: Sequence[int]) -> int:
-    """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
-    most 1,024."""
-    return max(16, min(1024, VALUES // math.prod(shape)))
+    """Rows of a chunk."""
+    return rows_at_once(shape)
 
 
 def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,14 +10,14 @@ from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
+from holdfast.memory import rows_at_once
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import FLOAT32, Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
-LOOK = 256  # rows that the model is asked about
-CHECKED = 64  # rows from all parts of the data whose labels are checked too
-STRIDE = 1024  # rows read at once
+LOOK = 256  # rows that the model is asked about, where that many are held at once
+CHECKED = 64  # the same of rows from all parts of the data whose labels are checked too
 
 
 def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
@@ -30,8 +30,9 @@ def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
         InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
-    for start in range(0, len(data), STRIDE):
-        x, _ = data.rows(start, min(start + STRIDE, len(data)))
+    stride = rows_at_once(data.shape)
+    for start in range(0, len(data), stride):
+        x, _ = data.rows(start, min(start + stride, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
         if bounds.each is not None and boxed:
@@ -89,7 +90,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
-    rows = target.batcher.place(read(data, 0, min(LOOK, len(data)))[0])
+    look = min(rows_at_once(data.shape, LOOK), len(data))
+    rows = target.batcher.place(read(data, 0, look)[0])
     findings: list[Finding] = []
     if target.identity.was_training:
         findings.append(
@@ -153,7 +155,7 @@ def check_range(target: Target, data: Source) -> None:
     )
     if strange or target.access < Access.GRADIENTS:
         return
-    batch, y = spread(data, CHECKED)
+    batch, y = spread(data, rows_at_once(data.shape, CHECKED))
     rows, y = target.batcher.place(batch.x), y.to(target.batcher.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:

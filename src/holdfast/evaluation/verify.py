@@ -28,9 +28,10 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
-from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.recheck import Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import masks, since, with_truths
+from holdfast.memory import rows_at_once
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
@@ -326,14 +327,14 @@ def _corrupted(e: Evidence) -> Iterator[str]:
             "table."
         )
     answers = store.read_corruptions(e.folder)
-    ids = store.ids_of(e.folder, manifest, answers).copy()
+    ids, stride = store.ids_of(e.folder, manifest, answers).copy(), rows_at_once(shape)
     if tuple(answers.column_names[1:]) != measure.COLUMNS:
         yield "corruptions: the kinds of corruptions.parquet are not those of the run."
         return
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
-        for start in range(0, len(ids), STRIDE):
-            part, given = (column[start : start + STRIDE] for column in (ids, said))
+        for start in range(0, len(ids), stride):
+            part, given = (column[start : start + stride] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
             label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()

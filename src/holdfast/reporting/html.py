@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template, TemplateError
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from holdfast.errors import InputError
@@ -114,7 +114,8 @@ def rendered(template: str, **values: Any) -> str:
     """A page from a template of this package, with its style sheet and the filters that all
     share."""
     try:
-        return _template(template).render(css=Markup(_text("report.css")), words=words, **values)
+        page = _environment().get_template(template)
+        return page.render(css=Markup(_text("report.css")), words=words, **values)
     except TemplateError as error:
         raise InputError(
             f"the page cannot be written: {error}; run.json leaves out what a run's has."
@@ -122,8 +123,10 @@ def rendered(template: str, **values: Any) -> str:
 
 
 @functools.cache
-def _template(name: str) -> Template:
+def _environment() -> Environment:
     environment = Environment(
+        loader=PackageLoader("holdfast.reporting", ""),
+        auto_reload=False,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -138,7 +141,7 @@ def _template(name: str) -> Template:
         "number": words.number,
         "eps": words.eps,
     }
-    return environment.from_string(_text(name))
+    return environment
 
 
 def _harmless(value: object) -> object:
