@@ -32,7 +32,14 @@ from holdfast.runs.manifest import (
     Restart,
     TrialInfo,
 )
-from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
+from holdfast.runs.metrics import (
+    column_of,
+    corrupted,
+    measure,
+    schema_of,
+    survivors,
+    without_relations,
+)
 from holdfast.threats.table.schema import Schema
 
 
@@ -131,9 +138,8 @@ def build_manifest(
     for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
         judged += table.num_rows - table.column(name).null_count
     total = reduce(add, (t.costs for t in trials), facts.probe_costs)
-    total = total.model_copy(
-        update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
-    )
+    ruled = PASSES * judged + _asked_again(table, model.task)
+    total = total.model_copy(update={"judge_forwards": ruled, "corruption_forwards": asked})
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
@@ -142,6 +148,21 @@ def build_manifest(
         trials=list(trials),
         files=store.checksums(folder),
     )
+
+
+def _asked_again(table: pa.Table, task: str) -> int:
+    """Forwards for what the table keeps of boxes and masks, since scores do not say them: of clean
+    rows and of broken ones; of a detector also for the objects that it finds before any attack, of
+    a segmenter for the judgement on the worst answers that differ from the clean ones."""
+    if "nothing_to_lose" not in table.column_names:
+        return 0
+    answered = table.num_rows + int((column_of(table, "status") == "broken").sum())
+    if task.startswith("detection"):
+        return answered + table.num_rows
+    clean, attacked = (
+        table.column(name).to_pylist() for name in ("clean_output", "attacked_output")
+    )
+    return answered + (PASSES + 1) * sum(a != b for a, b in zip(clean, attacked, strict=True))
 
 
 def runs_apart(folder: Path, sizes: Sequence[float]) -> list[Manifest]:
