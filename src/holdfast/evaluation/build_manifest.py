@@ -24,7 +24,14 @@ from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
-from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
+from holdfast.runs.metrics import (
+    corrupted,
+    measure,
+    narrow,
+    schema_of,
+    survivors,
+    without_relations,
+)
 from holdfast.threats.table.schema import Schema
 
 
@@ -50,11 +57,8 @@ def collect(
         if facts.certification is not None:
             certified, proved = certificates.columns(journal, start, status)
             arrays, in_time = arrays | certified, in_time and proved
-        tables.append(
-            pa.table(
-                {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
-            )
-        )
+        fields = {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
+        tables.append(narrow(pa.table(fields)))
         missed |= set(json.loads(meta["missed"]))
         for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
@@ -74,7 +78,7 @@ def collect(
     ]
     facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
     return (
-        pa.concat_tables(tables),
+        pa.concat_tables(tables, promote_options="permissive"),
         list(totals.values()),
         facts,
         in_time and not missed,
