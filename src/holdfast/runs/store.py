@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -140,7 +140,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     """A file to read from, as `read_bytes` does."""
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
@@ -230,7 +230,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
         with _readable(path):
             table = _checked(migrate_samples(piece))
             if ids is not None:
-                table = table.filter(pc.is_in(table.column("id"), pa.array(ids, pa.int64())))
+                table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
             parts.append(table)
     return pa.concat_tables(parts)
 
