@@ -1,4 +1,4 @@
-"""Memory does not grow with the rows of a file: as `benchmarks/streams.py` measures it."""
+"""Memory does not grow with the rows of a file: as `benchmarks/growth.py` measures it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from helpers.made_up_runs import samples
 from holdfast.runs import store
 from holdfast.runs.metrics import column_of, measure, narrow
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "streams.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "growth.py"
 WRITE = """
-import sys, streams
+import sys, growth
 from pathlib import Path
-streams.write(Path(sys.argv[1]), int(sys.argv[2]))
+growth.write(Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
