@@ -231,18 +231,15 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
             f"{manifest.model.shape}."
         )
-    samples = store.read_samples(folder)
-    ids = samples.column("id").to_numpy()
-    examples = []
+    ids, examples = tensors["id"][:SHOWN].tolist(), []
+    rows = {row["id"]: row for row in store.read_samples(folder, ids).to_pylist()}
     before, after = _pairs(tensors)
     masks = {name: tensors[name] for name in store.MASKS if name in tensors}
-    for k, i in enumerate(tensors["id"][:SHOWN].tolist()):
-        at = np.flatnonzero(ids == i)
-        if not len(at):
+    for k, i in enumerate(ids):
+        if (row := rows.get(i)) is None:
             raise InputError(
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
-        (row,) = samples.slice(int(at[0]), 1).to_pylist()
         example = _example(row, before[k], after[k], manifest)
         if example.pictures and (masks or manifest.model.task.startswith("detection")):
             own = {name: mask[k] for name, mask in masks.items()}
