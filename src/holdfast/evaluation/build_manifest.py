@@ -36,6 +36,7 @@ from holdfast.runs.metrics import (
     column_of,
     corrupted,
     measure,
+    narrow,
     schema_of,
     survivors,
     without_relations,
@@ -65,11 +66,8 @@ def collect(
         if facts.certification is not None:
             certified, proved = certificates.columns(journal, start, status)
             arrays, in_time = arrays | certified, in_time and proved
-        tables.append(
-            pa.table(
-                {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
-            )
-        )
+        fields = {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
+        tables.append(narrow(pa.table(fields)))
         missed |= set(json.loads(meta["missed"]))
         for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
@@ -89,7 +87,7 @@ def collect(
     ]
     facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
     return (
-        pa.concat_tables(tables),
+        pa.concat_tables(tables, promote_options="permissive"),
         list(totals.values()),
         facts,
         in_time and not missed,

@@ -272,6 +272,8 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"(style=\"font[^\"]*?)'[^;\"]*sans-serif", r"\1system-ui, sans-serif", text)
+    # a page that allows no style in its lines shows what attributes say
+    text = re.sub(r'style="([^"]*)"', lambda found: _attributes(found[1]), text)
     text = re.sub("|".join(_PAGE), lambda found: _PAGE[found[0]], text)
     label = html.escape(words.printable(said), quote=True)
     return re.sub(
@@ -282,3 +284,9 @@ def _svg(figure: Figure, name: str, said: str) -> str:
         text,
         count=1,
     )
+
+
+def _attributes(style: str) -> str:
+    """Declarations of CSS as attributes of SVG: `fill="none" stroke-width="0.8"`."""
+    said = dict(part.split(":", 1) for part in style.split(";"))
+    return " ".join(f'{name.strip()}="{value.strip()}"' for name, value in said.items())

@@ -42,6 +42,7 @@ def _unsaid(value: object) -> bool:
 
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
+VerdictStatus = Literal["trusted", "upper-bound", "unreliable"]
 
 
 class Record(BaseModel):
@@ -160,7 +161,7 @@ class Finding(Record):
 
 
 class Verdict(Record):
-    status: Literal["trusted", "upper-bound", "unreliable"]
+    status: VerdictStatus
     findings: list[Finding]
     reason: str = ""  # of the status, in one sentence
 
