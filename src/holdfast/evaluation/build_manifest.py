@@ -34,7 +34,7 @@ def collect(
     """The table of samples, the counts of the trials, the facts with the eps that were run at in
     full, and whether everything was run."""
     tables: list[pa.Table] = []
-    missed, in_time = set[float](), True
+    missed, in_time, judged = set[float](), True, 0
     order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
     totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
@@ -56,6 +56,7 @@ def collect(
             )
         )
         missed |= set(json.loads(meta["missed"]))
+        judged += int(meta["judged"])
         for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
             info = TrialInfo(
@@ -72,7 +73,8 @@ def collect(
         for pair in facts.threat.measured
         if pair[0] == settings.measured[0] or pair[0] not in missed
     ]
-    facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
+    threat = facts.threat.model_copy(update={"measured": full})
+    facts = facts.model_copy(update={"threat": threat, "judge_forwards": judged})
     return (
         pa.concat_tables(tables),
         list(totals.values()),
@@ -113,23 +115,27 @@ def build_manifest(
         answers = store.read_corruptions(folder)
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
-    stored = int(
-        np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
-    )
-    judged = table.num_rows + stored
-    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
-        judged += table.num_rows - table.column(name).null_count
-    total = reduce(add, (t.costs for t in trials), facts.probe_costs)
+    # of an earlier version, each was asked about twice
+    judged = facts.judge_forwards or PASSES * looked_at(table)
+    apart = Costs(judge_forwards=judged, corruption_forwards=asked)
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(
-            update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
-        ),
+        costs=reduce(add, (t.costs for t in trials), add(facts.probe_costs, apart)),
         trials=list(trials),
         files=store.checksums(folder),
     )
+
+
+def looked_at(table: pa.Table) -> int:
+    """How many inputs the judge looked at: rows, examples, and these as files of 8 bits or bare of
+    a refusal."""
+    size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
+    looked = table.num_rows + int(np.isfinite(size).sum())
+    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
+        looked += table.num_rows - table.column(name).null_count
+    return looked
 
 
 def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:
