@@ -100,6 +100,7 @@ class SearchSettings:
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
     relations: bool = False  # rows of a table that hold are searched again without relations
     packed: bool = False  # restarts and aims of a trial run side by side
+    apart: Sequence[float] = ()  # further eps, each a run of its own
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones

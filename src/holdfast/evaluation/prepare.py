@@ -19,7 +19,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
-from holdfast.diagnostics.detectors import first_answers
+from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
@@ -127,6 +127,7 @@ def prepare(
     own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
+    noted += no_place(target, threat, source)
     steady = not randomised(noted) and judge.is_steady(target, read(source, 0, judge.FEW)[0])
     return Prepared(target, source, threat, own, sources, rows, groups, noted, steady)
 
@@ -161,11 +162,6 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         raise SpecError(
             f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
             "size; give one run a side instead."
-        )
-    if curve and target.task.enough:
-        raise SpecError(
-            "a curve keeps the smallest example of each row, but where a row can be wrong in part "
-            "the one that goes furthest is kept; give one run an eps instead."
         )
     if not all(map(math.isfinite, curve)):
         raise SpecError(

@@ -21,9 +21,9 @@ from holdfast.data.files import printable
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import build_manifest, looked_at
+from holdfast.evaluation.build_manifest import build_manifest, looked_at, runs_apart
 from holdfast.evaluation.certificates import Certifier
-from holdfast.evaluation.claims import claims, some, threat_of
+from holdfast.evaluation.claims import claims, claims_apart, some, threat_of
 from holdfast.evaluation.judge import PASSES
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
@@ -183,8 +183,23 @@ def _all(
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
     yield from proofs(evidence)
+    for run in runs_apart(folder, manifest.threat.apart):
+        yield from _apart(evidence, run)
     yield from _gallery(folder, table, source, target, rows=bool(manifest.data.columns))
     yield from _corrupted(evidence)
+
+
+def _apart(e: Evidence, run: Manifest) -> Iterator[str]:
+    """What does not hold in the run at a further eps, of the same rows."""
+    folder = store.at_eps(e.folder, run.threat.eps)
+    table = store.read_samples(folder)
+    asked = replace(e, folder=folder, manifest=run, threat=e.threat.at(run.threat.eps), table=table)
+    found = [*claims_apart(run, e.manifest, asked.threat, e.target, table)]
+    if not np.array_equal(asked.ids, e.ids):
+        found.append("samples: their rows are not those of the run.")
+    else:
+        found += [*_figures(folder, run, table), *rows_again(asked)]
+    yield from (f"curve/{folder.name}: {said}" for said in found)
 
 
 def _as_measured(
