@@ -50,7 +50,7 @@ def collect(
     """The table of samples, the counts of the trials, the facts with the eps that were run at in
     full, and whether everything was run."""
     tables: list[pa.Table] = []
-    missed, in_time = set[float](), True
+    missed, in_time, judged = set[float](), True, 0
     order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
     totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
@@ -69,6 +69,7 @@ def collect(
         fields = {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
         tables.append(narrow(pa.table(fields)))
         missed |= set(json.loads(meta["missed"]))
+        judged += int(meta["judged"])
         for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
             info = TrialInfo(
@@ -85,7 +86,8 @@ def collect(
         for pair in facts.threat.measured
         if pair[0] == settings.measured[0] or pair[0] not in missed
     ]
-    facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
+    threat = facts.threat.model_copy(update={"measured": full})
+    facts = facts.model_copy(update={"threat": threat, "judge_forwards": judged})
     return (
         pa.concat_tables(tables, promote_options="permissive"),
         list(totals.values()),
@@ -129,15 +131,11 @@ def build_manifest(
         answers = store.read_corruptions(folder)
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
-    stored = int(
-        np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
-    )
-    judged = table.num_rows + stored
-    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
-        judged += table.num_rows - table.column(name).null_count
-    total = reduce(add, (t.costs for t in trials), facts.probe_costs)
-    ruled = PASSES * judged + _asked_again(table, model.task)
-    total = total.model_copy(update={"judge_forwards": ruled, "corruption_forwards": asked})
+    # of an earlier version, each was asked about twice
+    judged = facts.judge_forwards or PASSES * looked_at(table)
+    ruled = judged + _asked_again(table, model.task)
+    own = Costs(judge_forwards=ruled, corruption_forwards=asked)
+    total = reduce(add, (t.costs for t in trials), add(facts.probe_costs, own))
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
@@ -146,6 +144,16 @@ def build_manifest(
         trials=list(trials),
         files=store.checksums(folder),
     )
+
+
+def looked_at(table: pa.Table) -> int:
+    """How many inputs the judge looked at: rows, examples, and these as files of 8 bits or bare of
+    a refusal."""
+    size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
+    looked = table.num_rows + int(np.isfinite(size).sum())
+    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
+        looked += table.num_rows - table.column(name).null_count
+    return looked
 
 
 def _asked_again(table: pa.Table, task: str) -> int:

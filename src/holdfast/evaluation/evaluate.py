@@ -167,6 +167,7 @@ def settings_of(
         budget=budget,
         deadline=deadline,
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
+        steady=ready.steady,
         smallest=ready.protocol.name == "custom" or not threat.bounded,
         relations=searched_again(ready.protocol, threat, budget),
         packed=target.batcher.device.type == "cuda",  # which waits for each step of a small network
@@ -358,7 +359,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     further = {}
     if settings.relations:
         further = search_without(settings, job.journal, name, state)
-    columns, examples = judge_chunk(settings, state)
+    columns, examples, judged = judge_chunk(settings, state)
     if len(examples["id"]):
         store.write_tensors(shard, examples)
     else:
@@ -369,6 +370,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     ]
     said = {
         "costs": json.dumps(costs),
+        "judged": str(judged),
         "missed": json.dumps(sorted(state.missed)),
         "examples": store.checksum(shard),
     }

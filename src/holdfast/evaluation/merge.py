@@ -134,6 +134,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
         update={
             "data": facts.data.model_copy(update={"parts": parts}),
             "threat": facts.threat.model_copy(update={"measured": measured}),
+            "judge_forwards": sum(m.judge_forwards for m, _ in manifests),
         }
     )
     merged = build_manifest(out, facts, table, trials)

@@ -23,7 +23,7 @@ from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
-from holdfast.evaluation import goals, protocols
+from holdfast.evaluation import goals, judge, protocols
 from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
     averaged,
@@ -64,6 +64,7 @@ class Prepared:
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+    steady: bool = False  # two answers of the model agree but for rounding: see the judge
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -127,7 +128,8 @@ def prepare(
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
     noted += no_place(target, threat, source)
-    return Prepared(target, source, threat, own, sources, rows, groups, noted)
+    steady = not randomised(noted) and judge.is_steady(target, read(source, 0, judge.FEW)[0])
+    return Prepared(target, source, threat, own, sources, rows, groups, noted, steady)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:

@@ -21,9 +21,10 @@ from holdfast.data.files import printable
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import build_manifest, runs_apart
+from holdfast.evaluation.build_manifest import build_manifest, looked_at, runs_apart
 from holdfast.evaluation.certificates import Certifier
 from holdfast.evaluation.claims import claims, claims_apart, some, threat_of
+from holdfast.evaluation.judge import PASSES
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
@@ -258,6 +259,9 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
         yield from _differences(part, in_todays_words(said), in_todays_words(found))
+    judged, looked = manifest.judge_forwards, looked_at(table)
+    if judged and not looked <= judged <= PASSES * looked:
+        yield f"judge_forwards: run.json says {judged} for the {looked} inputs that were judged."
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
         counted = int(np.sum(table.column(cost).to_numpy()))

@@ -432,6 +432,7 @@ class Facts(Record):
     provenance: Provenance
     initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
     probe_costs: Costs = Costs()
+    judge_forwards: int = 0  # 0: of an earlier version, whose samples say how many
 
     @property
     def asked(self) -> str:
