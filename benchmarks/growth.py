@@ -6,7 +6,7 @@ a Parquet file in row groups of 4,096 rows, and the same file on S3, which moto 
 machine. The goal: memory within 10 % or 200 MB of that of 10,000 rows, and CPU time within 5 % of
 that of arrays.
 
-    python benchmarks/streams.py [--most 1000000] [--arrays 100000] [--s3 100000]
+    python benchmarks/growth.py [--most 1000000] [--arrays 100000] [--s3 100000]
 """
 
 from __future__ import annotations
