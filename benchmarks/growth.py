@@ -172,10 +172,10 @@ def _held_by(session: int) -> float:
     return total / 1024
 
 
-def of_rows(repeats: int, most: int, s3: int) -> dict[str, dict[str, Spent]]:
-    """Up to `most` rows of Parquet, fewer of arrays, and up to `s3` from there."""
+def of_rows(repeats: int, least: int, most: int, s3: int) -> dict[str, dict[str, Spent]]:
+    """From `least` to `most` rows of Parquet, but for a million of arrays, and to `s3` on S3."""
     found: dict[str, dict[str, Spent]] = {}
-    for n in (n for n in ROWS if n <= max(most, s3)):
+    for n in (n for n in ROWS if least <= n <= max(most, s3)):
         runs: dict[str, list[Spent]] = {}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "rows.parquet")
@@ -255,16 +255,19 @@ def lines(found: Found) -> list[str]:
 def main() -> None:
     kinds = {"rows": of_rows, "workers": of_workers, "classes": of_classes}
     also = {"what": {"nargs": "*"}, "--data": {"default": ""}, "--classes": {"type": int}}
-    counts = {"rows": 0, "most": ROWS[-1], "s3": ROWS[-2]}
+    counts = {"rows": 0, "least": ROWS[0], "most": ROWS[-1], "s3": ROWS[-2]}
     chosen = options(__doc__, repeats=2, also=also, **counts)
     if chosen.rows:
         return once(chosen.data, chosen.rows, chosen.classes)
+    new: Found = {}
+    for what in chosen.what or kinds:
+        sizes = (chosen.least, chosen.most, chosen.s3)
+        new[what] = kinds[what](*((chosen.repeats, *sizes) if what == "rows" else ()))
     found: Found = {what: {} for what in kinds}
     if KEPT.exists():
         found |= json.loads(KEPT.read_text())
-    for what in chosen.what or kinds:
-        asked = (chosen.repeats, chosen.most, chosen.s3) if what == "rows" else ()
-        for data, sizes in kinds[what](*asked).items():
+    for what, series in new.items():
+        for data, sizes in series.items():
             found[what].setdefault(data, {}).update(sizes)
     KEPT.write_text(json.dumps(found, indent=1) + "\n")
     save(chosen.save, "Memory and time against rows, workers and classes", lines(found))
