@@ -23,6 +23,7 @@ from holdfast.cli import (
     runs,
     schema,
     train,
+    view,
 )
 from holdfast.cli.command import Action, Command, guarded, with_shared_options
 from holdfast.cli.workers import with_workers
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Action] = {
     "compare": runs.compare,
     "merge": runs.merge,
     "report": runs.report,
+    "view": view.view,
     "list": listing.listing,
     "demo": demo.demo,
 }

@@ -27,6 +27,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
 from holdfast.evaluation.chunk import SearchSettings, chunks
 from holdfast.evaluation.probing import clean_rows
+from holdfast.memory import rows_at_once
 from holdfast.targets.target import Access
 
 ROWS = 128  # that the forecast is made on; on all of them the longest of the short runs is timed
@@ -51,6 +52,10 @@ class Forecast:
     seconds: float  # of the whole
     added: int = 0
     proofs: float = 0.0
+
+    def times(self, runs: int) -> Forecast:
+        """Of so many runs that cost alike."""
+        return replace(self, passes=runs * self.passes, seconds=runs * self.seconds)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def forecast(
     start, stop = part
     n, time_left = stop - start, settings.deadline - time.monotonic()
     bill = Bill(n, len(chunks(part, source.shape)), until=time.monotonic() + SHARE * time_left)
-    looked = min(n, ROWS)
+    looked = min(n, rows_at_once(source.shape, ROWS))
     rows = clean_rows(
         settings.target, source, settings.threat, start, start + looked, settings.seed
     )

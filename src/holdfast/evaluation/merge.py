@@ -115,6 +115,10 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     originals = _Originals([shard for _, shard in manifests])
     _examples([shard for _, shard in manifests], out, first, parts)
     store.write_samples(out, table)
+    for eps in first.threat.apart:
+        folders = [store.at_eps(shard, eps) for _, shard in manifests]
+        if all((at / "run.json").exists() for at in folders):
+            _merged(_alike(folders), store.at_eps(out, eps))
     if first.corruptions is not None:
         answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
         store.write_corruptions(out, answers.sort_by("id"))
@@ -130,6 +134,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
         update={
             "data": facts.data.model_copy(update={"parts": parts}),
             "threat": facts.threat.model_copy(update={"measured": measured}),
+            "judge_forwards": sum(m.judge_forwards for m, _ in manifests),
         }
     )
     merged = build_manifest(out, facts, table, trials)

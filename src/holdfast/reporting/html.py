@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template, TemplateError
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from holdfast.errors import InputError
@@ -110,11 +110,12 @@ class _Figure(HTMLParser):
         pass  # of the drawing library: which text is drawn next
 
 
-def rendered(template: str, **values: Any) -> str:
-    """A page from a template of this package, with its style sheet and the filters that all
-    share."""
+def rendered(template: str, /, *packages: str, **values: Any) -> str:
+    """A page from a template of this package, or from the folder `templates` of one of `packages`,
+    with the style sheet and the filters that all share."""
     try:
-        return _template(template).render(css=Markup(_text("report.css")), words=words, **values)
+        page = _environment(packages).get_template(template)
+        return page.render(css=Markup(_text("report.css")), words=words, **values)
     except TemplateError as error:
         raise InputError(
             f"the page cannot be written: {error}; run.json leaves out what a run's has."
@@ -122,8 +123,11 @@ def rendered(template: str, **values: Any) -> str:
 
 
 @functools.cache
-def _template(name: str) -> Template:
+def _environment(packages: tuple[str, ...]) -> Environment:
+    own = PackageLoader("holdfast.reporting", "")
     environment = Environment(
+        loader=ChoiceLoader([own, *map(PackageLoader, packages)]),
+        auto_reload=False,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -138,7 +142,7 @@ def _template(name: str) -> Template:
         "number": words.number,
         "eps": words.eps,
     }
-    return environment.from_string(_text(name))
+    return environment
 
 
 def _harmless(value: object) -> object:
@@ -155,6 +159,21 @@ def _render(folder: Path, manifest: Manifest) -> str:
 
 
 def _page(folder: Path, manifest: Manifest) -> str:
+    return rendered("report.html.j2", **shown(folder, manifest))
+
+
+def shown(
+    folder: Path, manifest: Manifest, rows_of: Callable[..., str] = lambda **asked: ""
+) -> dict[str, Any]:
+    """What the sections of a run's page show, by the names that their template has for it.
+
+    Args:
+        rows_of: the address of the rows of a `status`, `label`, `group` or trial (`broken_by`), or
+            of one `sample`; empty: nothing is linked.
+
+    Raises:
+        InputError: a file of the folder is damaged.
+    """
     stored, examples = _gallery(folder, manifest)
     counts = manifest.metrics.confusion
     names = [words.class_name(manifest, c) for c in range(len(getattr(counts, "clean", ())))]
@@ -162,14 +181,14 @@ def _page(folder: Path, manifest: Manifest) -> str:
         ("On clean inputs", "Clean inputs", "clean"),
         ("Under attack", "Under attack", "attacked"),
     )
-    return rendered(
-        "report.html.j2",
-        m=manifest,
-        inf=math.inf,
-        audit=audit,
-        name=lambda label: words.class_name(manifest, label),
-        curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
-        confusions=[
+    return {
+        "m": manifest,
+        "rows_of": rows_of,
+        "inf": math.inf,
+        "audit": audit,
+        "name": lambda label: words.class_name(manifest, label),
+        "curve": Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
+        "confusions": [
             (
                 title,
                 Markup(figures.confusion(getattr(counts, part), names, said, f"confusion-{part}")),
@@ -177,13 +196,13 @@ def _page(folder: Path, manifest: Manifest) -> str:
             for title, said, part in matrices
             if counts is not None
         ],
-        numbered=len(names) <= figures.NUMBERED,
-        examples=examples,
-        stored=stored,
-        rules=tables.rules(manifest),
-        ranked=_most_changed(folder, manifest),
-        named=tables.CHANGED,
-    )
+        "numbered": len(names) <= figures.NUMBERED,
+        "examples": examples,
+        "stored": stored,
+        "rules": tables.rules(manifest),
+        "ranked": _most_changed(folder, manifest),
+        "named": tables.CHANGED,
+    }
 
 
 def _glued(text: str) -> str:

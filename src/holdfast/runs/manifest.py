@@ -42,6 +42,7 @@ def _unsaid(value: object) -> bool:
 
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
+VerdictStatus = Literal["trusted", "upper-bound", "unreliable"]
 
 
 class Record(BaseModel):
@@ -122,6 +123,8 @@ class ThreatInfo(Record):
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]
+    # further eps, each a run of its own in curve/: of a task whose rows can be wrong in part
+    apart: Annotated[list[float], Field(exclude_if=_unsaid)] = []
 
 
 class CorruptionInfo(Record):
@@ -158,7 +161,7 @@ class Finding(Record):
 
 
 class Verdict(Record):
-    status: Literal["trusted", "upper-bound", "unreliable"]
+    status: VerdictStatus
     findings: list[Finding]
     reason: str = ""  # of the status, in one sentence
 
@@ -300,6 +303,8 @@ class CurvePoint(Record):
     measured: bool
     # where rows were certified: the share that is proved to be right at this eps
     certified_accuracy: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
+    # of a task with figures of its own: these under attack at this eps, by their names
+    of_task: Annotated[dict[str, Real], Field(exclude_if=_unsaid)] = {}
 
 
 class QueryPoint(Record):
@@ -427,6 +432,7 @@ class Facts(Record):
     provenance: Provenance
     initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
     probe_costs: Costs = Costs()
+    judge_forwards: int = 0  # 0: of an earlier version, whose samples say how many
 
     @property
     def asked(self) -> str:

@@ -227,7 +227,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
     """
     path, parts = folder / "samples.parquet", list[pa.Table]()
     for piece in _read_pieces(path):
-        with _readable(path):
+        with readable(path):
             table = _checked(migrate_samples(piece))
             if ids is not None:
                 table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
@@ -271,7 +271,7 @@ def read_corruptions(folder: Path) -> pa.Table:
     """
     path = folder / "corruptions.parquet"
     table = pa.concat_tables(_read_pieces(path))
-    with _readable(path):
+    with readable(path):
         fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
         table = table.cast(pa.schema(fields))
         odd = [
@@ -289,7 +289,7 @@ def _read_pieces(path: Path) -> Iterator[pa.Table]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    with _opened(path) as source, _readable(path):
+    with _opened(path) as source, readable(path):
         file = pq.ParquetFile(source)
         yield file.schema_arrow.empty_table()
         for group in range(file.num_row_groups):
@@ -297,7 +297,7 @@ def _read_pieces(path: Path) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, *_ODD) as error:
@@ -447,9 +447,14 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
     return limits
 
 
+def at_eps(folder: Path, eps: float) -> Path:
+    """The folder of the run at a further eps, in that of a run whose curve is of several."""
+    return folder / "curve" / repr(float(eps))
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery
-    and limits.
+    and limits, and those of the runs at further eps.
 
     Raises:
         InputError: one of them is no file.
@@ -457,6 +462,8 @@ def checksums(folder: Path) -> dict[str, str]:
     names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
     paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
+    for run in sorted((folder / "curve").glob("*/run.json")):
+        paths += [run.parent / name for name in checksums(run.parent)]
     return {str(p.relative_to(folder)): checksum(p) for p in paths if p.exists()}
 
 

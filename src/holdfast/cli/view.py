@@ -1,0 +1,38 @@
+"""holdfast view: runs as pages in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.errors import InputError
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="FOLDER")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of this machine; 0: a free one.", metavar="PORT")
+    ] = 0,
+) -> int:
+    """Show runs in a browser: list, pages of runs, samples one by one. It serves this machine
+    alone, until Ctrl-C."""
+    import secrets
+
+    from holdfast.view.index import Index
+    from holdfast.view.site import Site
+
+    site = Site(Index(folder))
+    try:
+        from holdfast.view import server
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"holdfast view needs {error.name}, which is not installed: pip install "
+            "'holdfast[view]'."
+        ) from error
+    held, token = server.bound(port), secrets.token_urlsafe(24)
+    typer.echo(f"http://{server.HOST}:{held.getsockname()[1]}/?token={token}")
+    typer.echo("Open this link in a browser on this machine; Ctrl-C ends.", err=True)
+    server.serve(site, held, token)
+    return 0

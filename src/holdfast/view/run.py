@@ -1,0 +1,28 @@
+"""The page of one run: the sections of its report, with links to the rows behind each figure."""
+
+from __future__ import annotations
+
+from holdfast.reporting import html
+from holdfast.runs.store import open_manifest, untrusted
+from holdfast.view.index import Entry
+from holdfast.view.site import Query, Site
+
+
+def page(site: Site, name: str, query: Query) -> str:
+    """The page of a run; of an unfinished one, how far it is."""
+    entry = site.entry(name)
+    if entry.progress is not None:
+        return site.draw("unfinished.html.j2", kind="run", entry=entry)
+    return site.once(entry, "page", lambda: _page(site, entry))
+
+
+def _page(site: Site, entry: Entry) -> str:
+    def rows_of(sample: int | None = None, **asked: object) -> str:
+        if sample is not None:
+            return site.link("sample", entry.name, id=sample)
+        return site.link("samples", entry.name, **asked)
+
+    with untrusted(entry.folder):
+        manifest, unchanged = open_manifest(entry.folder)
+        shown = html.shown(entry.folder, manifest, rows_of)
+        return site.draw("run.html.j2", kind="run", entry=entry, unchanged=unchanged, **shown)

@@ -1,0 +1,169 @@
+"""Nobody but the one who started the viewer sees a page, and no page shows more than the folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from helpers.made_up_runs import HOSTILE, make
+from helpers.viewing import PORT, TOKEN, stranger, three_runs, visitor
+from starlette.requests import Request
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return three_runs(tmp_path_factory.mktemp("runs"))
+
+
+COOKIE = f"holdfast-view-{PORT}"
+
+
+def test_without_the_token_there_is_nothing(runs: Path) -> None:
+    client = stranger(runs)
+    for path in ("/", "/run/digits", "/static/view.js", "/nothing", "/?token=another", "/?token=é"):
+        answer = client.get(path)
+        assert answer.status_code == 403
+        assert "digits" not in answer.text
+    client.cookies.set(COOKIE, "another")
+    assert client.get("/").status_code == 403
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address(runs: Path) -> None:
+    client = stranger(runs)
+    answer = client.get(f"/run/team/first?a=1&token={TOKEN}&b=%3Cx%3E", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (
+        303,
+        "/run/team/first?a=1&b=%3Cx%3E",
+    )
+    assert answer.headers["set-cookie"] == f"{COOKIE}={TOKEN}; HttpOnly; Path=/; SameSite=strict"
+    assert client.get("/").status_code == 200
+
+
+def test_no_redirect_leads_to_another_host(runs: Path) -> None:
+    for path in ("//evil.example/a", "/\\evil.example", "/%2Fevil.example", "/a?b\r\nc"):
+        client = stranger(runs)
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"token=a-token"}
+        scope["headers"] = [(b"host", f"127.0.0.1:{PORT}".encode())]
+        answer = client.app._refusal(Request(scope))  # pyright: ignore
+        assert answer is not None
+        assert re.match(r"/[^/\\]", answer.headers["location"])
+        assert "\r" not in answer.headers["location"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
+def test_it_only_reads(runs: Path, method: str) -> None:
+    answer = visitor(runs).request(method, "/")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:80", "", "0.0.0.0:8713"],
+)
+def test_another_host_is_refused(runs: Path, host: str) -> None:
+    answer = visitor(runs).get("/", headers={"host": host})
+    assert answer.status_code == 421
+    assert visitor(runs).get("/", headers={"host": f"localhost:{PORT}"}).status_code == 200
+
+
+def test_every_answer_says_what_the_browser_may_do(runs: Path) -> None:
+    client = visitor(runs)
+    for path in ("/", "/run/digits", "/run/none", "/static/view.css", "/none"):
+        headers = client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+    assert client.get("/none").status_code == client.get("/run/none").status_code == 404
+
+
+TRAVERSALS = (
+    "../secret",
+    "..%2fsecret",
+    "%2e%2e/secret",
+    "%2e%2e%2fsecret",
+    "....//secret",
+    "..\\secret",
+    "/etc/passwd",
+    "%00",
+    "digits/../../secret",
+    "digits/run.json",
+    "~root",
+)
+
+
+@pytest.mark.parametrize("path", TRAVERSALS)
+@pytest.mark.parametrize("kind", ["run", "static"])
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, kind: str, path: str) -> None:
+    make(tmp_path / "shown" / "digits", n=5, shown=0)
+    make(tmp_path / "secret", n=7, shown=0)
+    answer = visitor(tmp_path / "shown").get(f"/{kind}/{path}")
+    assert answer.status_code in (404, 400)
+    assert "apgd" not in answer.text
+
+
+def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
+    shown, secret = tmp_path / "shown", tmp_path / "secret"
+    make(secret, n=7, spec="the secret")
+    make(shown / "digits", n=5, shown=0)
+    (shown / "linked").symlink_to(secret)
+    (shown / "manifest").mkdir()
+    (shown / "manifest" / "run.json").symlink_to(secret / "run.json")
+    make(shown / "rows", n=5, shown=0)
+    (shown / "rows" / "gallery.safetensors").symlink_to(secret / "gallery.safetensors")
+    (shown / "going").mkdir()
+    (shown / "going" / "journal").symlink_to(secret)
+    client = visitor(shown)
+    page = client.get("/").text
+    assert "the secret" not in page
+    assert 'href="/run/linked"' not in page
+    for name in ("manifest", "rows", "going"):
+        answer = client.get(f"/run/{name}")
+        assert answer.status_code == 422
+        assert "leads out of the folder" in answer.text
+        assert "the secret" not in answer.text
+
+
+def test_names_from_files_stay_text(tmp_path: Path) -> None:
+    folder = tmp_path / "<img src=x onerror=alert(1)>" / "a'b\"&c"
+    make(folder, spec=HOSTILE, names=[HOSTILE, "b", "c", "d"], target=0)
+    client = visitor(tmp_path)
+    listed = client.get("/").text
+    (name,) = re.findall(r'href="/run/([^"]*)" data-row', listed)
+    pages = [listed, client.get(f"/run/{name}").text]
+    pages.append(client.get("/", params={"text": HOSTILE, "sort": HOSTILE, "folder": HOSTILE}).text)
+    pages.append(client.get(f"/run/{quote(HOSTILE)}").text)
+    for page in pages:
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page)
+        assert "\x1b" not in page
+    assert len(pages[1]) > 10_000
+
+
+def test_damaged_and_half_written_runs_are_shown_as_such(tmp_path: Path) -> None:
+    make(tmp_path / "whole", n=5, shown=0)
+    for name, content in {
+        "empty": b"",
+        "cut": (tmp_path / "whole" / "run.json").read_bytes()[:500],
+        "list": b"[1]",
+        "deep": b"[" * 100_000,
+        "later": b'{"schema_version": 99}',
+        "binary": bytes(range(256)),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(content)
+    (tmp_path / "begun" / "journal").mkdir(parents=True)
+    (tmp_path / "folder" / "run.json").mkdir(parents=True)
+    client = visitor(tmp_path)
+    page = client.get("/").text
+    assert page.count('red">damaged<') == 8
+    for name in ("empty", "cut", "list", "deep", "later", "binary", "begun", "folder"):
+        answer = client.get(f"/run/{name}")
+        assert answer.status_code == 422
+        assert "Traceback" not in answer.text
+    assert client.get("/run/whole").status_code == 200
