@@ -101,8 +101,7 @@ def evaluate(
             `none`: nothing is attacked.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
-        epsilons: further eps to run the protocol at, in the same run: a curve. Of a task whose rows
-            can be wrong in part, such as detection, each is a run of its own in the folder.
+        epsilons: further eps to run at: a curve; of boxes and masks each a run in `out`/curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time, and a trial that would last beyond it on

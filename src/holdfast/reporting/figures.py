@@ -91,9 +91,7 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         gap = {"color": MUTED, "alpha": 0.16, "linewidth": 0}
         axes.fill_between(ends, below, above, label="neither proved nor broken", **gap)
         axes.plot(x, lower, color=INK, linewidth=1.2, drawstyle="steps-pre", label="proved")
-    for (label, values), dashes in zip(_of_task(points), ("-", "--"), strict=False):
-        each = np.array(values, dtype=float)
-        axes.plot(x, each, color=INK, linewidth=1.2, linestyle=dashes, label=label)
+    of_task = _of_task(axes, points)
     widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
     axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -109,18 +107,24 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     at = [(e, i) for (e, _, m), i in zip(known, proved, strict=False) if m]
     held = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i in at)
     shown = f" Proved: {held}." if held else ""
-    for label, values in _of_task(points):
-        shown += f" {label}: {'; '.join(words.number(value) for value in values)}."
-    return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}")
+    return _svg(
+        figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}{of_task}"
+    )
 
 
 OF_TASK = ("objects found", "AP50", "pixel accuracy", "mIoU of an image")  # shares that are drawn
 
 
-def _of_task(points: Sequence[CurvePoint]) -> list[tuple[str, list[float | None]]]:
-    """Of the figures of a task those that a curve shows, at each of its points."""
+def _of_task(axes: Axes, points: Sequence[CurvePoint]) -> str:
+    """Draw the figures of a task that are known at each of these points, and say them."""
+    x, said = [p.eps for p in points], ""
     found = {name: [p.of_task.get(name) for p in points] for name in OF_TASK}
-    return [(name, v) for name, v in found.items() if not any(value is None for value in v)]
+    known = [(name, v) for name, v in found.items() if v and None not in v]
+    for (label, values), dashes in zip(known, ("-", "--"), strict=False):
+        each = np.array(values, dtype=float)
+        axes.plot(x, each, color=INK, linewidth=1.2, linestyle=dashes, label=label)
+        said += f" {label}: {'; '.join(map(words.number, values))}."
+    return said
 
 
 @matplotlib.rc_context(_STYLE)

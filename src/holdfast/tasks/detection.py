@@ -134,10 +134,9 @@ class Detection(TaskWithTruth):
             return self.decode(z)
         try:
             boxes = self.decode(z)
-            fits = boxes.place.ndim == 3 and boxes.place.shape[:2] == boxes.score.shape
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-            fits = False
-        if not fits:
+            boxes = None
+        if boxes is None or boxes.place.ndim != 3 or boxes.place.shape[:2] != boxes.score.shape:
             raise InputError(
                 f"the model gives {self.form}, but the head {self.head} is of "
                 f"{self.reader.shapes}: leave head out, and it is found, or give a function of the "
