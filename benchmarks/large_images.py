@@ -142,7 +142,7 @@ def main() -> None:
 
 TEXT = (
     "`quick` with a budget a row, 2 cores, CPU seconds. Forwards of the attacks and of the judge "
-    "are a row's; the judge asks one of each row and two of each broken one. Those of `once` "
+    "are a row's; the judge asks one of each row and three of each broken one. Those of `once` "
     "say what the model is, whatever the number of rows. MiB are those above what is resident "
     "before the evaluation, and the peak of the process."
 )
