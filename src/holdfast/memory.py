@@ -1,15 +1,28 @@
-"""Memory: what the C library does with what was freed. It holds for the whole process, so that only
-a process of Holdfast's own, the command line or a worker of a training, has it set."""
+"""Memory: how many rows are held at once, and what the C library does with what was freed.
+
+The latter holds for the whole process, so that only a process of Holdfast's own, the command line
+or a worker of a training, has it set.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
+from collections.abc import Sequence
+
+VALUES = 2**24  # of the inputs that are held at once: 64 MiB of float32
 
 # of glibc's mallopt: what may lie free at the top of the heap, and what gets pages of its own
 _TRIM, _MMAP = -1, -3
 _own = False  # whether this process is Holdfast's own
+
+
+def rows_at_once(shape: Sequence[int], most: int = 1024) -> int:
+    """How many rows of inputs [*shape] are read, searched or checked together: 64 MiB of float32,
+    of which a search holds some 25, but at least one row and at most so many."""
+    return max(1, min(most, VALUES // math.prod(shape)))
 
 
 def manage() -> None:

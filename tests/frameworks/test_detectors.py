@@ -19,6 +19,7 @@ from holdfast.runs import detection as figures
 from holdfast.targets import Target
 from holdfast.targets.truth import WithTruth
 from holdfast.tasks import Detection
+from holdfast.tasks.detection_heads import HEADS
 
 SIDE, N, C = 32, 4, 3
 
@@ -211,7 +212,11 @@ def test_an_unknown_head_is_refused_with_its_shapes() -> None:
         InputError, match=r"0 \[n, 3, 4\], 1 \[n, 1\], which no known head.*file.py"
     ):
         holdfast.evaluate(target, (images(), y), "linf(0.1)", attacks=["apgd(steps=2)"])
-    for head, word in (("yolo9", "unknown head"), (lambda z: z["0"], "the head gives Tensor")):
+    for head, word in (
+        ("yolo9", "unknown head"),
+        (lambda z: z["0"], "the head gives Tensor"),
+        *((head, rf"gives 0 \[n, 3, 4\], 1 \[n, 1\], but the head {head} is of") for head in HEADS),
+    ):
         target = holdfast.wrap(Odd(), task=Detection(head=head))
         with pytest.raises(InputError, match=word):
             holdfast.evaluate(target, (images(), y), "linf(0.1)", attacks=["apgd(steps=2)"])

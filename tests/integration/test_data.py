@@ -33,6 +33,7 @@ N = 7
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 3, 32, 32), np.uint8)
 GREY = PIXELS[:, :1]
 LABELS = np.array([0, 0, 1, 1, 1, 2, 2], np.uint8)
+SQUARE = np.eye(3, dtype=np.uint8)
 HTML = b"<!DOCTYPE html>\n<html><body>Not found</body></html>"
 
 
@@ -95,6 +96,20 @@ def make_parquet(at: Path) -> str:
     return str(at / "set.parquet")
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """An image [h, w] or [h, w, 3] of bytes as a file's content."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_parquet_of_pictures(at: Path) -> str:
+    content = [png(np.moveaxis(image, 0, -1)) for image in PIXELS]
+    table = pa.table({"image": content, "label": LABELS})
+    pq.write_table(table, at / "pictures.parquet", row_group_size=3)
+    return str(at / "pictures.parquet")
+
+
 def make_code(at: Path, body: str) -> str:
     np.save(at / "x.npy", PIXELS)
     np.save(at / "y.npy", LABELS)
@@ -120,6 +135,7 @@ FORMS: dict[str, tuple[Callable[[Path], str], np.ndarray]] = {
     "colour folder": (lambda at: make_folder(at, PIXELS), PIXELS),
     "grey folder": (lambda at: make_folder(at, GREY), GREY),
     "parquet": (make_parquet, PIXELS),
+    "parquet of pictures": (make_parquet_of_pictures, PIXELS),
     "factory of arrays": (lambda at: make_code(at, "def make():\n    return X, Y\n"), PIXELS),
     "factory of a dataset": (make_dataset, PIXELS),
 }
@@ -135,9 +151,9 @@ def whole(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return source.rows(0, len(source))
 
 
-def refusal(spec: str, split: str = "test") -> str:
+def refusal(spec: str, split: str = "test", **how: str) -> str:
     with pytest.raises(InputError) as caught:
-        whole(open_data(spec, split=split))
+        whole(open_data(spec, split=split, **how))
     text = str(caught.value)
     assert "\n" not in text
     assert text.endswith((".", "?"))
@@ -421,6 +437,71 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
     assert "cannot read memory:///none: there is no such" in refusal("memory://none")
     store.pipe_file("/others/notes.txt", b"")
     assert "memory://others holds no Parquet files" in refusal("memory://others")
+
+
+def test_pictures_in_parquet_are_those_that_hugging_face_stores(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), np.uint8)
+    features = datasets.Features(
+        img=datasets.Image(),
+        fine_label=datasets.Value("int64"),
+        label=datasets.ClassLabel(names=["a", "b"]),
+        note=datasets.Value("string"),
+    )
+    rows = {
+        "img": [Image.fromarray(image) for image in pixels],
+        "fine_label": range(7),
+        "label": [0, 1, 0, 1, 0, 1, 0],
+        "note": ["by hand"] * 7,
+    }
+    file = tmp_path / "test-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file), batch_size=3)
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/pictures/one.parquet", file.read_bytes())
+    for spec in (str(tmp_path), "memory://pictures/one.parquet"):
+        source = open_data(spec, scale=False)
+        assert (source.shape, source.class_names, len(source)) == ((3, 5, 4), ("a", "b"), 7)
+        x, y = source.rows(2, 99)
+        np.testing.assert_array_equal(x, pixels[2:].transpose(0, 3, 1, 2))
+        assert y.tolist() == [0, 1, 0, 1, 0]
+        np.testing.assert_array_equal(source.rows(0, 1)[0][0], pixels[0].transpose(2, 0, 1))
+        assert source.rows(7, 9)[0].shape == (0, 3, 5, 4)
+        assert source.fitted(channels=1).shape == (1, 5, 4)
+    assert open_data(str(file), label="fine_label").labels(0, 7).tolist() == [*range(7)]
+    assert open_data(str(file), resize="8,6").shape == (3, 8, 6)
+
+
+def test_pictures_in_parquet_are_never_held_as_a_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    content = [png(rng.integers(0, 256, (96, 96, 3), np.uint8)) for _ in range(60)]
+    table = pa.table({"x": content * 20, "y": np.arange(1200)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)  # as Hugging Face's library
+    before, most = pa.total_allocated_bytes(), 0
+    source = open_data(str(tmp_path / "t.parquet"), scale=False)
+    for start in (*range(0, 1200, 50), 30, 1100):
+        assert source.rows(start, start + 10)[1].tolist() == [*range(start, start + 10)]
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < table.nbytes / 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        ({"x": [png(SQUARE), None]}, "row 1 of column x of {} has no picture"),
+        ({"x": [png(SQUARE), b"PNG"]}, "row 1 of column x of {} cannot be read as an image"),
+        ({"x": [png(SQUARE)] * 2, "z": [png(SQUARE)] * 2}, "the columns x, z of pictures"),
+        ({"x": [png(SQUARE), png(SQUARE[1:])]}, "row 1 of column x of {} is 3 x 2 and most"),
+        (
+            {"x": [{"bytes": None, "path": "a"}, {"bytes": png(SQUARE), "path": "b"}]},
+            "row 0 of column x of {} has no picture",
+        ),
+    ],
+)
+def test_unfit_pictures_in_parquet(columns: dict, seen: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    pq.write_table(pa.table({**columns, "y": [0, 1]}), file)
+    assert seen.format(file) in refusal(str(file))
+    pq.write_table(pa.table({"a": [0.5], "y": [0]}), file)
+    assert "--resize is for pictures" in refusal(str(file), resize="8")
 
 
 def test_a_dataset_that_was_saved_is_data(tmp_path: Path) -> None:

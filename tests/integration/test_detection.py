@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import InputError
 from holdfast.evaluation.verify import verify
 from holdfast.runs import detection as figures
-from holdfast.targets.preprocess import BGR
+from holdfast.targets.preprocess import BGR, Normalize
 from holdfast.targets.truth import WithTruth
 from holdfast.tasks.boxes import Boxes, iou, kept, matched
 
@@ -93,8 +93,6 @@ def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
     merged = holdfast.merge(parts, tmp_path / "whole")
     assert repr(merged.samples.to_pydict()) == repr(whole.samples.to_pydict())  # NaN too
     assert merged.metrics.of_task == whole.metrics.of_task
-    with pytest.raises(SpecError, match="curve"):
-        holdfast.evaluate(linear(head=HEAD), (x, y), "linf(0.1)", epsilons=[0.05], **how)
 
 
 def test_ghosts_appear_where_cells_can_be_lifted() -> None:
@@ -178,6 +176,27 @@ def test_fastestdet_answers_as_it_is_known_to(cases: Path) -> None:
         rows = figures.boxes(answer, 0.5)
         mine = rows[:, [2, 3, 4, 5, 1, 0]]
         np.testing.assert_allclose(mine, expected[name], atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("file", ["yunet_n_320_320.onnx", "yunet_n_dynamic.onnx"])
+def test_yunet_answers_as_it_is_known_to(file: str, cases: Path) -> None:
+    x, _, names = photographs(cases, 320, "yunet_face")
+    target = holdfast.wrap(
+        str(cases / "onnx_yunet_face" / file),
+        task="detection()",
+        preprocess=[BGR(), Normalize(0, 1 / 255)],
+        layout="nhwc",
+        shape=x.shape[1:],
+    )
+    rule = WithTruth(target).rule
+    z = target.scores(torch.from_numpy(x).float() / 255)
+    expected = case(cases, "onnx_yunet_face").expected()
+    assert set(names) == set(expected)
+    for name, answer in zip(names, rule.answers(z).numpy(), strict=True):
+        rows = figures.boxes(answer, 0.5)
+        assert (rows[:, 0] == 0).all()
+        np.testing.assert_allclose(rows[:, [2, 3, 4, 5, 1]], expected[name], atol=1e-3)
 
 
 def refused(y: np.ndarray, match: str, **options: Any) -> None:

@@ -142,6 +142,51 @@ def test_a_detector_is_hardened_by_the_loss_that_the_user_names(tmp_path: Path) 
     names(refused(*said, "--out", tmp_path / "other"), "--loss")
 
 
+class Listed(detector.Grid):
+    """As torchvision's detectors: takes a list of images; in train mode with their targets, for a
+    dict of losses, and in eval mode alone, for a list of dicts of boxes."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        z = super().forward(torch.stack(list(images)))
+        if self.training:
+            rows = [torch.cat([t["labels"][:, None].float(), t["boxes"]], 1) for t in targets]
+            full = torch.full((len(rows), 3, 5), -1.0)
+            for row, own in zip(full, rows, strict=True):
+                row[: len(own)] = own
+            return {"loss_boxes": detector.loss_of(z, full)}
+        place, scores = detector.read(z)
+        best = scores.max(2)
+        return [
+            {"boxes": p[keep], "scores": score[keep], "labels": label[keep]}
+            for p, score, label in zip(place, best.values, best.indices, strict=True)
+            for keep in [score > 0.05]
+        ]
+
+
+def loss_of_lists(model: nn.Module, x: Tensor, truth: Tensor) -> Tensor:
+    """The losses that such a module gives in train mode; it is left in the mode that it was in."""
+    own = [row[row[:, 0] >= 0] for row in truth]
+    targets = [{"boxes": row[:, 1:], "labels": row[:, 0].long()} for row in own]
+    before = model.training
+    losses = model.train()(list(x), targets)
+    model.train(before)
+    return sum(losses.values())  # pyright: ignore
+
+
+def test_a_detector_that_gives_lists_of_dicts_is_hardened(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Listed().eval()
+    net.net[-1].bias.data[0] = 3  # pyright: ignore  # it sees objects everywhere
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    options = {"task": Detection(score=0.3), "loss": loss_of_lists, "recipe": SHORT}
+    made = of_detector(net, 24, 4, "linf(0.02)", out=tmp_path / "run", **options)
+    assert not net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert isinstance(made.model, Listed)
+    assert any(not torch.equal(v, before[name]) for name, v in made.model.state_dict().items())
+    assert made.after.metrics.of_task["objects found"].clean is not None
+
+
 def test_weights_below_the_floor_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     said, kept = iter([(0.9, 0.2), (0.1, 0.5)]), []
 

@@ -85,6 +85,8 @@ def test_the_report_draws_boxes_before_and_after(tmp_path: Path):
     assert "&lt;b title=&#34;x&#34;&gt;quarter" in page
     (own,) = run.metrics.of_objects
     assert (own.n, own.figures["objects found"].attacked) == (9, pytest.approx(3 / 9))
+    # twice of each image and example; again what is found before, and of both what the table keeps
+    assert run.manifest.costs.judge_forwards == 2 * (6 + 6) + 6 + (6 + 6)
     assert verify(run.folder, detector(), source) == []
 
 
@@ -115,6 +117,8 @@ def test_the_report_draws_masks_before_and_after_and_shards_merge_to_the_same(tm
     assert (kept["attacked"] == kept["truth"])[judged].mean() < 0.9
     page = Path(run.report()).read_text()
     assert page.count('alt="truth of sample') == len(kept["id"])
+    # twice of each image and example; of both what the table keeps; the worst answer, thrice
+    assert run.manifest.costs.judge_forwards == 2 * (6 + 6) + (6 + 6) + 3 * 6
     assert verify(run.folder, segmenter(), from_arrays(x, y)) == []
     for part in ((0, 3), (3, 6)):
         holdfast.evaluate(segmenter(), (x, y), samples=part, out=tmp_path / str(part), **how)

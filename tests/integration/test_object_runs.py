@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.commands import holdfast
 from helpers.small_runs import interrupted
@@ -67,16 +68,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made()
 
 
+CURVE = ("--curve", "0.04,0.2")
+
+
+def table_of(folder: str) -> str:
+    """The checksum of the table of samples of a run."""
+    return store.checksum(Path(folder, "samples.parquet"))
+
+
 def measured(task: str, out: str, *more: object) -> Run:
     done = holdfast("evaluate", *ASKED[task], "--out", out, *more)
     assert done.exit_code == 0, done.output
     return Run(out)
 
 
-def broken_off(task: str, out: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def broken_off(
+    task: str, out: str, after: int, monkeypatch: pytest.MonkeyPatch, *more: object
+) -> None:
     """A run that is interrupted after so many records."""
     with interrupted(monkeypatch, after):
-        assert holdfast("evaluate", *ASKED[task], "--out", out).exit_code != 0
+        assert holdfast("evaluate", *ASKED[task], "--out", out, *more).exit_code != 0
     assert not Path(out, "run.json").exists()
 
 
@@ -105,6 +116,48 @@ def test_a_run_broken_off_and_gone_on_with_and_merged_shards_are_the_run_of_one_
         measured(task, "all", "--shard", f"{i}/2")
     assert holdfast("merge", "all").exit_code == 0
     same(task, "whole", "all/merged")
+
+
+@pytest.mark.parametrize(
+    "task", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)]
+)
+def test_each_eps_of_a_curve_is_the_run_at_that_eps(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(task, "whole", *CURVE)
+    alone = measured(task, "alone")
+    assert table_of("whole") == table_of("alone")
+    assert whole.metrics.of_task == alone.metrics.of_task
+    points = {point.eps: point for point in whole.metrics.curve}
+    assert sorted(points) == [0, 0.04, 0.1, 0.2]
+    for eps in (0.04, 0.2):
+        one = measured(task, f"at {eps}", "--threat", f"linf({eps})")
+        assert table_of(f"whole/curve/{eps}") == table_of(f"at {eps}")
+        figures = {name: figure.attacked for name, figure in one.metrics.of_task.items()}
+        assert points[eps].of_task == figures
+        assert points[eps].robust_accuracy == one.robust_accuracy
+    costs = [Run(folder).manifest.costs for folder in ("alone", "at 0.04", "at 0.2")]
+    assert whole.manifest.costs.forwards == sum(cost.forwards for cost in costs)
+    assert holdfast("report", "whole").exit_code == 0
+    page = Path("whole/report.html").read_text()
+    assert {page.count(f'<th class="n">{name}</th>') for name in points[0].of_task} == {1}
+    broken_off(task, "cut", 5, monkeypatch, *CURVE)
+    measured(task, "cut", *CURVE, "--resume")
+    same(task, "whole", "cut")
+    for i in (1, 0):
+        measured(task, "all", *CURVE, "--shard", f"{i}/2")
+    assert holdfast("merge", "all").exit_code == 0
+    same(task, "whole", "all/merged")
+    other = holdfast("evaluate", *ASKED[task], "--out", "cut", "--curve", "0.04", "--resume")
+    assert other.exit_code == 2
+    assert "eps" in other.output
+    table = Run("cut/curve/0.04").samples
+    lower = pa.array([0.9 * m if m > 0 else m for m in table["margin"].to_pylist()], pa.float64())
+    where = table.column_names.index("margin")
+    store.write_samples(Path("cut/curve/0.04"), table.set_column(where, "margin", lower))
+    judged = holdfast("verify", "cut", *ASKED[task][:2], *ASKED[task][2:4])
+    assert judged.exit_code == 1
+    assert "curve/0.04" in judged.output
 
 
 @pytest.mark.slow

@@ -98,6 +98,23 @@ def test_a_patch_outside_of_the_objects_covers_none_and_finds_what_is_left() -> 
                 assert not image[top:bottom, left:right].any()
 
 
+@pytest.mark.parametrize(
+    "patch", ["patch(8, outside=True)", "patch(6, top=9, left=9, outside=True)"]
+)
+def test_a_patch_that_fits_nowhere_is_said(patch: str, tmp_path: Path) -> None:
+    x, y = scene()
+    full = np.array([3]) if "top" in patch else np.array([1, 3])
+    if "top" not in patch:
+        y[full, 0, 1:] = [0, 0, 16, 16]
+    run = measure(patch, Detection(score=0.3, iou=0.2), data=(x, y), out=tmp_path / "run")
+    (said,) = [f for f in run.verdict.findings if f.check == "no_place"]
+    assert said.ids == full.tolist()
+    assert said.value == len(full) / len(x)
+    assert not broken(run)[full].any()
+    target = holdfast.wrap(Cells(), task=Detection(score=0.3, iou=0.2))
+    assert holdfast.verify(run.folder, target, (x, y)) == []
+
+
 def test_a_place_that_covers_an_object_is_refused_by_the_judge() -> None:
     target = holdfast.wrap(Cells(), task=Detection())
     ready = prepare(target, scene(), "patch(6, outside=True)", attacks=["pgd(steps=1)"])

@@ -174,6 +174,31 @@ def test_one_logit_says_one_of_two_classes(form: str, ending: nn.Module | None):
     assert found.margin.mean() < 0
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_probabilities_of_each_pixel_are_seen_and_read_as_log_odds(last: bool):
+    bare = linear()
+    bare.weight.data *= 40  # sure of most pixels
+    x, y = data(bare)
+    y = y.where(y == 255, bare(x).argmax(1))
+    left: list[float] = []
+    for net in (bare, nn.Sequential(bare, nn.Softmax(1), Last() if last else nn.Identity())):
+        options = {"attacks": ["acg(steps=20)"]}
+        done = holdfast.evaluate(target(net.eval()), (x, y), "linf(0.02)", **options)
+        accuracy = done.metrics.of_task["pixel accuracy"]
+        assert accuracy.clean == 1
+        left.append(accuracy.attacked or 0)
+    (said,) = [f for f in done.verdict.findings if f.check == "probabilities"]
+    assert (said.severity, "for each pixel" in said.text) == ("info", True)
+    assert left[1] == pytest.approx(left[0], abs=0.02)
+
+
+class Last(nn.Module):
+    """Channels last."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.movedim(1, 3)
+
+
 def segformer() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

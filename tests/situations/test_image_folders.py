@@ -130,7 +130,7 @@ def test_a_file_numbers_the_folders(
     source = open_data(mixed, resize="8,8", classes=tmp_path / name)
     labels = source.rows(0, 6)[1].tolist()
     by_folder = {
-        Path(path).parent.name: label for path, label in zip(source._paths, labels, strict=True)
+        Path(path).parent.name: label for path, label in zip(source._files, labels, strict=True)
     }
     assert [by_folder[folder] for folder in ("n01", "n01", "n02", "n02", "n03", "n03")] == numbers
     assert source.class_names is not None

@@ -38,8 +38,9 @@ KINDS = {
     "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
     "csv": "FILE.csv: columns of numbers or texts under a header, and y, label, target or class (or"
     " --label NAME); plain or .gz",
-    "parquet": "FILE.parquet, or a folder of such: the same columns, or a list column x; in both a "
-    "column group names groups; also by URL: s3://bucket/FILE.parquet",
+    "parquet": "FILE.parquet, or a folder of such: the same columns, a list column x, or a column "
+    "of pictures as Hugging Face stores them; in all a column group names groups; also by URL: "
+    "s3://bucket/FILE.parquet",
     "saved": "DIR: a Hugging Face dataset, as save_to_disk writes it, memory-mapped; its splits",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
@@ -58,8 +59,8 @@ _PICTURES = ("folder", "coco", "yolo", "masks")
 READERS = {
     "label": ("csv", "parquet"),
     "classes": ("folder", "waves", "coco", "masks"),
-    "resize": _PICTURES,
-    "crop": (*_PICTURES, "waves"),
+    "resize": (*_PICTURES, "parquet"),
+    "crop": (*_PICTURES, "parquet", "waves"),
 }
 # of pictures: the shorter side, or height and width; of sounds the number of samples
 Size: TypeAlias = str | int | tuple[int, int]
@@ -89,9 +90,9 @@ def open_data(
         label: the column of labels of a CSV or Parquet file; None: y, label, target or class.
         classes: a file with the class number of each folder of images, or of each category of
             COCO, or with the names of the classes of masks: see `data.classes.read_classes`.
-        resize: of a folder of images, with their boxes or masks: `256` (the shorter side),
-            `224,224` (height, width), or `256,bicubic`.
-        crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize;
+        resize: of a folder of images, with their boxes or masks, and of pictures in Parquet: `256`
+            (the shorter side), `224,224` (height, width), or `256,bicubic`.
+        crop: of the same: the middle `224` x 224, or `height,width`, after the resize;
             of sounds: the middle `16000` samples.
         random: only so many rows, drawn at random: `5000`, or `5000,7` with a seed: see
             `data.part.at_random`.
@@ -306,9 +307,9 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
 
             return open_csv(path, spec, scale, **loading)
         case "parquet":
-            from holdfast.data.parquet import Table
+            from holdfast.data.parquet import open_parquet
 
-            return Table(place(spec) if is_url(spec) else path, spec, split, scale, **loading)
+            return open_parquet(place(spec) if is_url(spec) else path, spec, split, scale, loading)
         case "folder" | "coco" | "yolo" | "masks":
             return _open_pictures(kind, path, spec, split, scale, loading)
         case "saved":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import re
 import stat
 import warnings
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -152,19 +155,31 @@ class Resizing:
         return int(short * width / least), int(short * height / least)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The content of a picture's file that lies in a table, and where."""
+
+    content: bytes
+    where: str
+
+    def __str__(self) -> str:
+        return self.where
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | str | Stored) -> Iterator[Image.Image]:
     """The picture of a file, not yet decoded.
 
     Raises:
         InputError: not a file, not readable, not a picture, or one that is too large to be decoded.
     """
+    file: Any = io.BytesIO(path.content) if isinstance(path, Stored) else path
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not (isinstance(path, Stored) or stat.S_ISREG(os.stat(path).st_mode)):
             raise InputError(f"{path} is no file but a pipe, device or folder; expected an image.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below instead
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(file, formats=_FORMATS)
         with image:
             if (
                 Image.MAX_IMAGE_PIXELS is not None
@@ -179,9 +194,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a file leads them to
+        said = f"{type(error).__name__}: {first_line(error)}".replace(f" {file!r}", "")
         raise InputError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {first_line(error)}); it "
-            "is probably damaged."
+            f"{path} cannot be read as an image ({said}); it is probably damaged."
         ) from None
 
 

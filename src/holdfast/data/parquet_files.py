@@ -30,6 +30,7 @@ class Files:
         schema: of all of them.
         groups: of each row group that has rows its file, and its number there.
         edges: the first row of each of these, and the number of all rows.
+        row_bytes: of a row, on average, when it is read.
 
     Args:
         at: the file or folder, or its URL.
@@ -45,7 +46,7 @@ class Files:
         self._at, self._fs, root = at, None, str(at)
         if isinstance(at, str):
             self._fs, root = store_at(at)
-        self.schema, counts = pa.schema([]), list[int]()
+        self.schema, counts, size = pa.schema([]), list[int](), 0
         self.groups: list[tuple[str, int]] = []
         paths = self._found(root, split)
         for path in paths:
@@ -61,7 +62,9 @@ class Files:
                 if rows := meta.row_group(group).num_rows:
                     self.groups.append((path, group))
                     counts.append(rows)
+                    size += meta.row_group(group).total_byte_size
         self.edges = list(accumulate(counts, initial=0))
+        self.row_bytes = max(size // max(self.edges[-1], 1), 1)
 
     def _found(self, root: str, split: str) -> list[str]:
         """The paths of the files."""

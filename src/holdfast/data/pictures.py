@@ -1,5 +1,5 @@
-"""Pictures in files, decoded by Pillow as rows are asked for; what is true of them is said by
-others."""
+"""Pictures in files, or of files that a table holds, decoded by Pillow as rows are asked for; what
+is true of them is said by others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from holdfast.data.images import MODES, Picture, Resizing, opened, picture_of, pixels_of
+from holdfast.data.images import MODES, Picture, Resizing, Stored, opened, picture_of, pixels_of
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError
 
@@ -22,6 +22,7 @@ class Pictures(Source):
     Pictures are turned upright as their EXIF tag says, and transparency is left out.
 
     Args:
+        files: their paths; or what gives each picture as it is asked for.
         resizing: how images come to one size.
 
     Raises:
@@ -30,11 +31,15 @@ class Pictures(Source):
     """
 
     def __init__(
-        self, paths: Sequence[Path | str], name: str, scale: bool, resizing: Resizing | None = None
+        self,
+        files: Sequence[Path] | Sequence[str] | Sequence[Stored],
+        name: str,
+        scale: bool,
+        resizing: Resizing | None = None,
     ) -> None:
-        self._paths, self.name, self._scale = list(map(str, paths)), name, scale
+        self._files, self.name, self._scale = files, name, scale
         alike: dict[Picture, Picture] = {}  # one object for all that are
-        self._seen = [alike.setdefault(p, p) for p in map(_header, self._paths)]
+        self._seen = [alike.setdefault(p, p) for p in map(_header, files)]
         self._channels = max(picture.channels for picture in self._seen)
         self._resizing = resizing
 
@@ -45,7 +50,7 @@ class Pictures(Source):
         odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
         if odd is not None:
             raise InputError(
-                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
+                f"{self._files[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
                 f"{width} x {height} "
                 "(width, height); expected one size for all: give --resize 256 --crop 224 (or what "
                 "your model takes)."
@@ -80,15 +85,15 @@ class Pictures(Source):
         return own
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._seen)
 
     def _images(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`: floats [n, *shape]."""
-        paths = self._paths[start:stop]
-        pixels = np.empty((len(paths), *self.shape), np.uint8)
-        for row, path in enumerate(paths):
-            with opened(Path(path)) as image:
-                pixels[row] = pixels_of(image, self._channels, self._resizing)
+        stop = min(stop, len(self))
+        pixels = np.empty((max(stop - start, 0), *self.shape), np.uint8)
+        for row in range(start, stop):
+            with opened(self._files[row]) as image:
+                pixels[row - start] = pixels_of(image, self._channels, self._resizing)
         return floats(pixels, self._scale)
 
     def _size(self, picture: Picture) -> tuple[int, int]:
@@ -97,6 +102,6 @@ class Pictures(Source):
         return self._resizing.size(picture.width, picture.height)
 
 
-def _header(path: str) -> Picture:
-    with opened(Path(path)) as image:
-        return picture_of(image, path)
+def _header(file: Path | str | Stored) -> Picture:
+    with opened(file) as image:
+        return picture_of(image, file)

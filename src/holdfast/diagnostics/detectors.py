@@ -9,13 +9,15 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.data.source import Source
+from holdfast.memory import rows_at_once
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Target, sealed
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import WithTruth, objects_at
 from holdfast.tasks import Detection
 from holdfast.tasks.boxes import Boxes, matched
 from holdfast.tasks.detection import LOWEST, Objects
+from holdfast.threats.threat import Threat
 
 LOOK = 32  # rows that the model is asked about
 ALONE = 4  # of these, asked one by one too
@@ -29,7 +31,8 @@ def first_answers(target: Target, source: Source) -> list[Finding]:
     none of other models."""
     if not isinstance(target, WithTruth) or not target.rule.structured:
         return []
-    rows = target.batcher.place(read(source, 0, min(LOOK, len(source)))[0])
+    look = min(rows_at_once(source.shape, LOOK), len(source))
+    rows = target.batcher.place(read(source, 0, look)[0])
     with sealed(0):
         z, truth = target.answered(rows)
         found = list(_together(target, rows, z))
@@ -37,6 +40,33 @@ def first_answers(target: Target, source: Source) -> list[Finding]:
             boxes, objects = target.rule.decode(z), target.rule.objects(truth)
             found += [*_outside(target.rule, boxes), *_thresholds(target.rule, boxes, objects)]
     return found
+
+
+def no_place(target: Target, threat: Threat, source: Source) -> list[Finding]:
+    """A finding on the images in which a patch that must stay off the objects fits nowhere."""
+    if threat.spatial is None or not threat.spatial.avoids:
+        return []
+    ids: list[int] = []
+    for start in range(0, len(source), LOOK):
+        taken = objects_at(target, read(source, start, min(start + LOOK, len(source)))[0])
+        ids += (start + (~threat.spatial.fits(taken)).nonzero()[:, 0]).tolist()
+    if not ids:
+        return []
+    share = len(ids) / len(source)
+    return [
+        Finding(
+            check="no_place",
+            severity="amber" if share > FEW else "info",
+            text=(
+                f"On {len(ids)} of {len(source):,} images the patch fits nowhere without covering "
+                "an object: nothing of them can change, and they count as robust."
+            ),
+            value=share,
+            threshold=FEW,
+            ids=ids[:100],
+            advice="Take a smaller patch, or leave these images out.",
+        )
+    ]
 
 
 def _together(target: WithTruth, rows: Batch, z: Tensor) -> Iterator[Finding]:

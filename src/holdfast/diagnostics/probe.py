@@ -21,6 +21,7 @@ from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES, without
+from holdfast.memory import rows_at_once
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
@@ -101,7 +102,8 @@ class Answers:
 
 def rows_of(source: Source) -> int:
     """How many rows are probed."""
-    return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
+    rows = max(LEAST, min(MOST, len(source) // SHARE))
+    return min(len(source), rows_at_once(source.shape, rows))
 
 
 def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:

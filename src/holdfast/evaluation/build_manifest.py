@@ -23,8 +23,24 @@ from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
-from holdfast.runs.metrics import corrupted, measure, schema_of, survivors, without_relations
+from holdfast.runs.manifest import (
+    Costs,
+    CurvePoint,
+    Facts,
+    Manifest,
+    Metrics,
+    Restart,
+    TrialInfo,
+)
+from holdfast.runs.metrics import (
+    column_of,
+    corrupted,
+    measure,
+    narrow,
+    schema_of,
+    survivors,
+    without_relations,
+)
 from holdfast.threats.table.schema import Schema
 
 
@@ -34,7 +50,7 @@ def collect(
     """The table of samples, the counts of the trials, the facts with the eps that were run at in
     full, and whether everything was run."""
     tables: list[pa.Table] = []
-    missed, in_time = set[float](), True
+    missed, in_time, judged = set[float](), True, 0
     order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
     totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
@@ -50,12 +66,10 @@ def collect(
         if facts.certification is not None:
             certified, proved = certificates.columns(journal, start, status)
             arrays, in_time = arrays | certified, in_time and proved
-        tables.append(
-            pa.table(
-                {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
-            )
-        )
+        fields = {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
+        tables.append(narrow(pa.table(fields)))
         missed |= set(json.loads(meta["missed"]))
+        judged += int(meta["judged"])
         for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
             info = TrialInfo(
@@ -72,9 +86,10 @@ def collect(
         for pair in facts.threat.measured
         if pair[0] == settings.measured[0] or pair[0] not in missed
     ]
-    facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
+    threat = facts.threat.model_copy(update={"measured": full})
+    facts = facts.model_copy(update={"threat": threat, "judge_forwards": judged})
     return (
-        pa.concat_tables(tables),
+        pa.concat_tables(tables, promote_options="permissive"),
         list(totals.values()),
         facts,
         in_time and not missed,
@@ -91,8 +106,9 @@ def collect_corruptions(journal: Journal, chunks: Sequence[tuple[int, int]]) -> 
 def build_manifest(
     folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]
 ) -> Manifest:
-    """The whole manifest of a folder whose samples and examples are written."""
-    model, data = facts.model, facts.data
+    """The whole manifest of a folder whose samples and examples are written, and the runs at
+    further eps."""
+    model, data, apart = facts.model, facts.data, runs_apart(folder, facts.threat.apart)
     metrics = measure(
         table,
         model.classes,
@@ -105,6 +121,8 @@ def build_manifest(
     last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
     if last is not None:
         metrics.survivors = survivors(last)
+    if facts.threat.apart:
+        metrics.curve = _curve(facts.threat.eps, metrics, apart)
     if facts.threat.table is not None:
         relations = list(Schema.parse(facts.threat.table).conditions)
         metrics.relations = without_relations(table, relations)
@@ -113,23 +131,64 @@ def build_manifest(
         answers = store.read_corruptions(folder)
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
-    stored = int(
-        np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
-    )
-    judged = table.num_rows + stored
-    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
-        judged += table.num_rows - table.column(name).null_count
-    total = reduce(add, (t.costs for t in trials), facts.probe_costs)
+    # of an earlier version, each was asked about twice
+    judged = facts.judge_forwards or PASSES * looked_at(table)
+    ruled = judged + _asked_again(table, model.task)
+    own = Costs(judge_forwards=ruled, corruption_forwards=asked)
+    total = reduce(add, (t.costs for t in trials), add(facts.probe_costs, own))
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(
-            update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
-        ),
+        costs=reduce(add, (run.costs for run in apart), total),
         trials=list(trials),
         files=store.checksums(folder),
     )
+
+
+def looked_at(table: pa.Table) -> int:
+    """How many inputs the judge looked at: rows, examples, and these as files of 8 bits or bare of
+    a refusal."""
+    size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
+    looked = table.num_rows + int(np.isfinite(size).sum())
+    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
+        looked += table.num_rows - table.column(name).null_count
+    return looked
+
+
+def _asked_again(table: pa.Table, task: str) -> int:
+    """Forwards for what the table keeps of boxes and masks, since scores do not say them: of clean
+    rows and of broken ones; of a detector also for the objects that it finds before any attack, of
+    a segmenter for the judgement on the worst answers that differ from the clean ones."""
+    if "nothing_to_lose" not in table.column_names:
+        return 0
+    answered = table.num_rows + int((column_of(table, "status") == "broken").sum())
+    if task.startswith("detection"):
+        return answered + table.num_rows
+    clean, attacked = (
+        table.column(name).to_pylist() for name in ("clean_output", "attacked_output")
+    )
+    return answered + (PASSES + 1) * sum(a != b for a, b in zip(clean, attacked, strict=True))
+
+
+def runs_apart(folder: Path, sizes: Sequence[float]) -> list[Manifest]:
+    """Those of the runs at further eps that were run in full."""
+    folders = [store.at_eps(folder, eps) for eps in sizes]
+    written = [at for at in folders if (at / "run.json").exists()]
+    whole = [at for at in written if all(store.read_samples(at)["finished"].to_pylist())]
+    return [store.read_manifest(at) for at in whole]
+
+
+def _curve(eps: float, own: Metrics, apart: Sequence[Manifest]) -> list[CurvePoint]:
+    """What each run of another eps measured, and this one, and what holds without an attack."""
+    found = {run.threat.eps: run.metrics for run in apart} | {eps: own}
+    clean = {name: figure.clean for name, figure in own.of_task.items()}
+    points = [CurvePoint(eps=0, robust_accuracy=own.clean_accuracy, measured=True, of_task=clean)]
+    for at, metrics in sorted(found.items()):
+        of_task = {name: figure.attacked for name, figure in metrics.of_task.items()}
+        share = metrics.robust_accuracy
+        points.append(CurvePoint(eps=at, robust_accuracy=share, measured=True, of_task=of_task))
+    return points
 
 
 def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:

@@ -25,6 +25,7 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
+from holdfast.memory import rows_at_once
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked
@@ -32,7 +33,7 @@ from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
-VALUES = 2**25  # of inputs that a chunk holds at most: 128 MiB of float32
+SIDE_BY_SIDE = 2**15  # values of a row, in all the runs that are packed together
 
 
 def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
@@ -42,9 +43,8 @@ def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -
 
 
 def stride_of(shape: Sequence[int]) -> int:
-    """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
-    most 1,024."""
-    return max(16, min(1024, VALUES // math.prod(shape)))
+    """Rows of a chunk."""
+    return rows_at_once(shape)
 
 
 def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -96,9 +96,11 @@ class SearchSettings:
     perceptual: PerceptualDistance | None = (
         None  # network that says how different the examples look
     )
+    steady: bool = False  # two answers of the model agree but for rounding: see the judge
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
     relations: bool = False  # rows of a table that hold are searched again without relations
     packed: bool = False  # restarts and aims of a trial run side by side
+    apart: Sequence[float] = ()  # further eps, each a run of its own
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
@@ -117,8 +119,8 @@ class SearchSettings:
         ]
 
     def together(self, units: Sequence[Unit], number: int, shape: Sequence[int]) -> Sequence[Unit]:
-        """A unit and those after it that run side by side with it: as many of its trial as fill the
-        memory of a chunk.
+        """A unit and those after it that run side by side with it: as many of its trial as take
+        little memory.
 
         What each finds is what it would have found alone, in fewer steps, for small networks wait
         for the next step. A row that one breaks has begun in those after it, though: these passes
@@ -129,7 +131,7 @@ class SearchSettings:
         alone = self.budget is not None or math.isfinite(self.deadline) or trial.attack.warm
         if alone or not self.packed or not self.threat.bounded or self.target.task.enough:
             return [unit]
-        room = max(1, VALUES // math.prod(shape) // stride_of(shape))
+        room = max(1, SIDE_BY_SIDE // math.prod(shape))
         same = [u for u in units[number:] if (u.eps, u.trial) == (unit.eps, unit.trial)]
         return same[:room]
 
@@ -367,14 +369,18 @@ class Judged:
 
 def judge_chunk(
     settings: SearchSettings, state: ChunkState
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The judge's word on a searched chunk: its columns of samples, and the examples that are
-    evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """The judge's word on a searched chunk: its columns of samples; the examples that are
+    evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]; and how many
+    passes of the model it took."""
     found = _judge(settings, state)
     goal = goal_classes(state.threat, state.y)
     status = _status(settings, state, found, goal)
     columns = _columns(settings, state, found, torch.from_numpy(status == "broken"))
     columns |= _perceptual_columns(settings, state, found)
+    forwards = state.clean.forwards + found.ruling.forwards
+    if "broken_8bit" in columns:
+        forwards += int((~columns["broken_8bit"].isnan()).sum())
     if goal is not None and goals.differ(settings.threat):
         columns["target_class"] = goal
     table = {name: column.numpy() for name, column in columns.items()} | _outputs(
@@ -382,17 +388,19 @@ def judge_chunk(
     )
     if settings.target.task.refuses:
         table["robust_by_refusal"] = _refused(settings, state, torch.from_numpy(status == "robust"))
+        forwards += judge.PASSES * int((~np.isnan(table["robust_by_refusal"])).sum())
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     held = found.at[found.holds]
     evidence = {"id": state.ids[held], "x": found.shown.x[found.holds]}
     if settings.threat.spatial is not None:
         evidence["point"] = state.best[held]
-    return table, {name: column.numpy() for name, column in evidence.items()}
+    return table, {name: column.numpy() for name, column in evidence.items()}, forwards
 
 
 def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
     at = state.size.isfinite().nonzero()[:, 0]
     shown = state.shown(at)
+    # always asked twice: a defence may draw only where it takes an input for an attack
     ruling = judge.rule(settings.target, shown, settings.seed)
     widest = settings.threat.at(max(settings.measured))
     legal, size = judge.within(settings.target, widest, state.batch[at], state.best[at])
@@ -538,12 +546,12 @@ def _begin(
 ) -> ChunkState:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = judge.rule(settings.target, batch, settings.seed)
+        ruling = judge.rule(settings.target, batch, settings.seed, steady=settings.steady)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
     held = {name: torch.from_numpy(value) for name, value in stored[0].items()}
-    clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
+    clean = judge.Ruling(**{"scores": None, **held})
     asked = (clean.label == y) & clean.stable
     threat = goals.resolved(
         settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed

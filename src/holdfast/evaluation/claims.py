@@ -16,7 +16,7 @@ from holdfast.attacks.problem import legal_size
 from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.detectors import first_answers
+from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
@@ -70,6 +70,22 @@ def claims(
     yield from _noted(manifest, asked, target, source, labels, sources)
     yield from _trials(manifest, asked, sources)
     yield from _rounds(manifest, asked, target.task, table)
+
+
+def claims_apart(
+    manifest: Manifest, whole: Manifest, asked: Threat, target: Target, table: pa.Table
+) -> Iterator[str]:
+    """What does not hold of what the run at a further eps says, held against that of the whole, one
+    sentence each."""
+    yield from _threat(manifest, asked, target)
+    yield from _rounds(manifest, asked, target.task, table)
+    if [trial.spec for trial in manifest.trials] != [trial.spec for trial in whole.trials]:
+        yield "trials: they are not those of the run."
+    for name in ("model", "protocol", "seed", "max_queries", "initial_findings"):
+        if getattr(manifest, name) != getattr(whole, name):
+            yield f"{name}: it is not that of the run."
+    if manifest.data.fingerprint != whole.data.fingerprint:
+        yield "data: they are not those of the run."
 
 
 def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
@@ -301,7 +317,7 @@ def _noted(
         again = averaged(again)  # Holdfast itself took the mean, and says so
     if manifest.data.columns:
         again += one_size(source, threat)
-    again += first_answers(target, source)
+    again += [*first_answers(target, source), *no_place(target, threat, source)]
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.probed(name, manifest.max_queries, target, threat)

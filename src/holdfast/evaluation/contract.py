@@ -3,6 +3,8 @@ odd is noted."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
+from holdfast.memory import rows_at_once
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import FLOAT32, Access, Bounds, Target, sealed
@@ -17,7 +20,8 @@ from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows that the model is asked about
 CHECKED = 64  # rows from all parts of the data whose labels are checked too
-STRIDE = 1024  # rows read at once
+LARGE = 2**16  # inputs of more values are dear to ask about, and fewer are looked at:
+FEW = 16
 
 
 def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
@@ -30,8 +34,9 @@ def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
         InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
-    for start in range(0, len(data), STRIDE):
-        x, _ = data.rows(start, min(start + STRIDE, len(data)))
+    stride = rows_at_once(data.shape)
+    for start in range(0, len(data), stride):
+        x, _ = data.rows(start, min(start + stride, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
         if bounds.each is not None and boxed:
@@ -89,7 +94,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
-    rows = target.batcher.place(read(data, 0, min(LOOK, len(data)))[0])
+    look = min(_few(data, LOOK), len(data))
+    rows = target.batcher.place(read(data, 0, look)[0])
     findings: list[Finding] = []
     if target.identity.was_training:
         findings.append(
@@ -103,7 +109,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         Finding(check=check, severity="info", text=text)
         for check, text in (*target.identity.remarks, *data.remarks)
     ]
-    findings += _randomised(target, rows)
+    z, random = _randomised(target, rows)
+    findings += random
     if target.identity.rewrites:
         text = (
             "The model changes its input in place. It is given a copy each time, so that neither "
@@ -112,8 +119,6 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
         before = target.head.probabilities
-        with sealed(0):
-            z = target.batcher.in_parts(target.scores, rows)
         findings += find_reading(target, data, z)
         if bool(target.head.probabilities) != bool(before):
             with sealed(0):
@@ -136,6 +141,11 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     return findings
 
 
+def _few(data: Source, rows: int) -> int:
+    """So many rows, or fewer of large inputs."""
+    return rows if math.prod(data.shape) <= LARGE else rows_at_once(data.shape, FEW)
+
+
 def check_range(target: Target, data: Source) -> None:
     """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look
     broken, not wrong.
@@ -153,7 +163,7 @@ def check_range(target: Target, data: Source) -> None:
     )
     if strange or target.access < Access.GRADIENTS:
         return
-    batch, y = spread(data, CHECKED)
+    batch, y = spread(data, _few(data, CHECKED))
     rows, y = target.batcher.place(batch.x), y.to(target.batcher.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
@@ -184,8 +194,8 @@ def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
     return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
 
 
-def _randomised(target: Target, x: Batch) -> list[Finding]:
-    """Whether the model answers otherwise when its random state is another."""
+def _randomised(target: Target, x: Batch) -> tuple[torch.Tensor, list[Finding]]:
+    """The model's answers, and whether it answers otherwise when its random state is another."""
     ask, answers = target.labels, []
     if target.access >= Access.SCORES:
         ask = target.scores
@@ -196,20 +206,22 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
     first, second = (torch.nan_to_num(1.0 * z).view(len(x), -1) for z in answers)
     apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
     if not (share := float(apart.double().mean())):
-        return []
+        return answers[0], []
     if target.cost.draws > 1:
         text = (
             f"The model is randomised: its mean over {target.cost.draws} draws was attacked and "
             "judged."
         )
-        return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
+        info = Finding(check="randomised", severity="info", text=text, value=share, threshold=0)
+        return answers[0], [info]
     text = (
         f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. "
         "An attack that sees "
         "one draw is misled, and one lucky draw is no success: measure its mean with --eot 20 (in "
         f"Python: ExpectationOverTransformation)."
     )
-    return [Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)]
+    amber = Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)
+    return answers[0], [amber]
 
 
 def randomised(noted: list[Finding]) -> bool:

@@ -33,7 +33,7 @@ from holdfast.evaluation.chunk import (
     search,
 )
 from holdfast.evaluation.estimate import Forecast, forecast
-from holdfast.evaluation.facts import Names, facts_of, limits_of, question
+from holdfast.evaluation.facts import Names, facts_of, limits_of, question, threat_info
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
@@ -89,19 +89,17 @@ def evaluate(
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
-            with its bounds.
+        model: what `holdfast.wrap` takes; inputs outside [0, 1] need it wrapped with its bounds.
         data: what `holdfast.data.as_source` takes: (x [n, *shape], y [n]) with x in raw units
             within the model's bounds, a Dataset, a table, a text as on the command line, ... Of a
             multi-label or regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
             pixels): it is then linf on the movement's parameters, see `holdfast.threats.spatial`.
-        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given;
-            `none`: nothing is attacked.
-        attacks: the user's own list, as specs or objects.
+        protocol: `quick`, `standard`, `thorough`, `autoattack`, or `none`: nothing is attacked.
+        attacks: the user's own list in its place, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
-        epsilons: further eps to run the protocol at, in the same run: a curve.
+        epsilons: further eps to run at: a curve; of boxes and masks each a run in `out`/curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time, and a trial that would last beyond it on
@@ -153,16 +151,21 @@ def settings_of(
     if isinstance(threat.eps, torch.Tensor):
         raise SpecError("evaluate takes one eps for all rows; use holdfast.attack for one a row.")
     check_threat(ready, curve)
+    sizes, apart = list(dict.fromkeys(map(float, (threat.eps, *curve)))), list[float]()
+    if target.task.enough:  # what goes furthest at one eps says little of another
+        sizes, apart = sizes[:1], sizes[1:]
     return SearchSettings(
         target,
         threat,
         ready.protocol.trials,
-        measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
+        measured=sizes,
+        apart=apart,
         gradient_sources=ready.gradient_sources,
         seed=seed,
         budget=budget,
         deadline=deadline,
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
+        steady=ready.steady,
         smallest=ready.protocol.name == "custom" or not threat.bounded,
         relations=searched_again(ready.protocol, threat, budget),
         packed=target.batcher.device.type == "cuda",  # which waits for each step of a small network
@@ -171,13 +174,51 @@ def settings_of(
 
 def _run(job: Evaluation, kept: Path | None) -> None:
     """Probe, and answer what is asked of each chunk; then write the files of the run."""
+    runs = 1 + len(job.settings.apart)
     with _kept(kept):
         job = _probed(job)
-        for chunk in job.ready.chunks:
-            _search(job, chunk)
-            _corrupt(job, chunk)
-        _certify(job)
-    _write(job)
+        own = replace(job, on_progress=_part(job.on_progress, 0, runs))
+        for chunk in own.ready.chunks:
+            _search(own, chunk)
+            _corrupt(own, chunk)
+        _certify(own)
+        whole = [
+            _run_apart(replace(job, on_progress=_part(job.on_progress, number, runs)), eps)
+            for number, eps in enumerate(job.settings.apart, 1)
+        ]
+    if _write(job) and all(whole):
+        job.journal.close()  # else time ran out, and --resume goes on
+
+
+def _part(on_progress: OnProgress | None, number: int, of: int) -> OnProgress | None:
+    """Says of the progress of one of several runs what it is of all."""
+    if on_progress is None or of == 1:
+        return on_progress
+    return lambda at: on_progress(at._replace(share=(number + at.share) / of))
+
+
+def _run_apart(job: Evaluation, eps: float) -> bool:
+    """What is asked of each chunk at another eps, as a run of its own within the folder; whether
+    everything was run."""
+    threat, folder = job.ready.threat.at(eps), store.at_eps(job.folder, eps)
+    settings = replace(job.settings, threat=threat, measured=[eps], apart=())
+    own = {
+        "threat": threat_info(threat, settings),
+        "corruptions": None,
+        "certification": None,
+        "probe_costs": Costs(),
+    }
+    ready, facts = replace(job.ready, threat=threat), job.facts.model_copy(update=own)
+    at = replace(
+        job, ready=ready, settings=settings, facts=facts, folder=folder, journal=Journal(folder)
+    )
+    if not _opened(at):
+        return True
+    for chunk in ready.chunks:
+        _search(at, chunk)
+    if whole := _write(at):
+        at.journal.close()
+    return whole
 
 
 def _with_corruptions(job: Evaluation, baseline: Path | str | None) -> Evaluation:
@@ -278,6 +319,7 @@ def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
             corruptions=job.corrupted,
             added=added,
         )
+        cost = cost.times(1 + len(job.settings.apart))
     if job.prover is not None:
         left = max(job.settings.deadline - time.monotonic() - cost.seconds, 0.0)
         cost = replace(cost, proofs=min(left, certificates.most(job.prover, cost.rows)))
@@ -315,7 +357,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     further = {}
     if settings.relations:
         further = search_without(settings, job.journal, name, state)
-    columns, examples = judge_chunk(settings, state)
+    columns, examples, judged = judge_chunk(settings, state)
     if len(examples["id"]):
         store.write_tensors(shard, examples)
     else:
@@ -326,6 +368,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     ]
     said = {
         "costs": json.dumps(costs),
+        "judged": str(judged),
         "missed": json.dumps(sorted(state.missed)),
         "examples": store.checksum(shard),
     }
@@ -360,8 +403,8 @@ def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
         job.journal.write(name, found | {"id": ids.numpy()})
 
 
-def _write(job: Evaluation) -> None:
-    """Make the files of the run from its journal."""
+def _write(job: Evaluation) -> bool:
+    """Make the files of the run from its journal; whether everything was run."""
     ready, folder = job.ready, job.folder
     table, trials, facts, whole = collect(job.settings, job.journal, ready.chunks, job.facts)
     if ready.groups is not None:
@@ -375,5 +418,4 @@ def _write(job: Evaluation) -> None:
     store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns), masks=pictured)
     store.write_limits(folder, limits_of(ready.target, ready.threat))
     store.write_manifest(folder, build_manifest(folder, facts, table, trials))
-    if whole:  # else time ran out, and --resume goes on
-        job.journal.close()
+    return whole

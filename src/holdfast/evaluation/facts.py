@@ -66,7 +66,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             groups=None if ready.groups is None else fingerprint(ready.groups),
             columns=columns_of(source),
         ),
-        threat=_threat(ready.threat, settings),
+        threat=threat_info(ready.threat, settings),
         protocol=ProtocolInfo(
             name=protocol.name,
             version=protocol.version,
@@ -113,7 +113,8 @@ def fingerprint(groups: np.ndarray) -> str:
     return hashlib.sha256("\n".join(groups).encode()).hexdigest()
 
 
-def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
+def threat_info(threat: Threat, settings: SearchSettings) -> ThreatInfo:
+    """What run.json says of a threat."""
     info = ThreatInfo(
         text=repr(threat),
         norm=threat.norm.name,
@@ -121,6 +122,7 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         grid=threat.grid or None,
         table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
+        apart=list(settings.apart),
     )
     goal = getattr(threat.goal, "t", None)
     if isinstance(goal, int):
@@ -153,9 +155,10 @@ def question(facts: Facts) -> dict[str, str]:
     """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one
     run."""
     protocol = facts.protocol
+    sizes = [*(eps for eps, _ in facts.threat.measured), *facts.threat.apart]
     return {
         VERSION: str(facts.schema_version),
-        "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
+        "eps": ", ".join(map(spec.number, sizes)),
         "threat": facts.threat.text,
         "movement": facts.model.transformation or "none",
         "targets": (facts.threat.targets or "none")[:16],

@@ -2,7 +2,8 @@
 
 It looks at stored inputs, apart from every attack, with the model itself in its full precision,
 and twice: in order, and in reverse with another batch size. What flips between the two has no
-stable answer.
+stable answer. Of a model whose two answers to a few rows agree but for rounding, only those rows
+are asked twice whose best scores lie close to each other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from holdfast.attacks.problem import legal_size, meets_goal
 from holdfast.decisions import SILENT
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.target import Access, Target, drawing, sealed
-from holdfast.targets.truth import objects_at
+from holdfast.targets.truth import WithTruth, objects_at
 from holdfast.tasks import silent
 from holdfast.threats.threat import Threat
 
@@ -30,27 +31,55 @@ class Ruling:
     confidence: Tensor  # [n] float32: of the decision, by softmax; NaN where there are no scores
     stable: Tensor  # [n] bool: both answers agree
     scores: Tensor | None  # [n, k], of the first answer
+    again: Tensor  # [n] bool: asked a second time
 
     @property
     def silent(self) -> Tensor:
         """Where there is no answer, and no refusal either: [n] bool."""
         return silent(self.label)
 
+    @property
+    def forwards(self) -> int:
+        """What was asked, in passes of the model."""
+        return len(self.label) + int(self.again.sum())
 
-PASSES = 2
+
+PASSES = 2  # of a row that is asked twice
+FEW = 8  # rows that say whether a model is steady
+ROUNDING = 1e-5  # of a row's largest score: so far apart two answers of a steady model may be
+CLOSE = 100 * ROUNDING  # rows whose best two scores are nearer than this are always asked twice
 
 
-def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
-    """The decisions on n rows, which may lie on any device."""
+def rule(target: Target, rows: Rows, seed: int = 0, *, steady: bool = False) -> Ruling:
+    """The decisions on n rows, which may lie on any device; of a model that is `steady`?"""
     batch = target.batcher.place(Batch.of(rows))
-    reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
     with sealed(seed):
-        with drawing("judge", 1):  # a random step draws for each answer alone, as no search did
-            label, confidence, scores = _answer(target, batch, target.batcher)
-        other = replace(target.batcher, size=target.batcher.size // 2 + 1)
-        with drawing("judge", 2):
-            again = _answer(target, batch[reverse], other)[0].flip(0)
-    return Ruling(label, confidence, label == again, scores)
+        label, confidence, scores = _first(target, batch)
+        again = torch.ones_like(label, dtype=torch.bool)
+        if steady and scores is not None:
+            best = scores.topk(2, 1).values
+            again = ~(best[:, 0] - best[:, 1] > CLOSE * scores.abs().amax(1))  # NaN: asked too
+        at, stable = again.nonzero()[:, 0].flip(0), torch.ones_like(again)
+        if len(at):
+            stable[at] = _second(target, batch[at])[0] == label[at]
+    return Ruling(label, confidence, stable, scores, again)
+
+
+def is_steady(target: Target, rows: Batch, seed: int = 0) -> bool:
+    """Whether both answers to the first of these rows, which are the data's own, agree but for
+    rounding: nothing is drawn, and no row depends on others of its batch."""
+    of_classes = target.access >= Access.SCORES and not isinstance(target, WithTruth)
+    if not of_classes or target.task.refuses or target.cost.draws > 1:
+        return False
+    batch = target.batcher.place(rows[:FEW])
+    with sealed(seed):
+        z = _first(target, batch)[2]
+        reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
+        again = _second(target, batch[reverse], FEW // 2 - 1)[2]  # among other rows
+    assert z is not None
+    assert again is not None
+    apart = (z - again.flip(0)).abs().amax(1)
+    return bool((apart <= ROUNDING * z.abs().amax(1)).all())
 
 
 def within(target: Target, threat: Threat, rows: Rows, found: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +112,22 @@ def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed:
     """Whether images `found` still meet the goal as a file of 8 bits holds them: [n]
     bool, on the CPU."""
     rounded = found.with_x(target.bounds.as_8bit(found.x))
-    return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
+    with sealed(seed):
+        label = _first(target, target.batcher.place(rounded))[0]
+    return meets_goal(threat, label.cpu(), y.cpu())
+
+
+def _first(target: Target, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    with drawing("judge", 1):  # a random step draws for each answer alone, as no search did
+        return _answer(target, batch, target.batcher)
+
+
+def _second(
+    target: Target, reversed_: Batch, size: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    size = size or target.batcher.size // 2 + 1
+    with drawing("judge", 2):
+        return _answer(target, reversed_, replace(target.batcher, size=size))
 
 
 def _answer(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from holdfast.data.source import Source
 from holdfast.errors import InputError, listed
-from holdfast.evaluation.contract import STRIDE
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
 
+STRIDE = 1024  # labels read at once
 _LISTED = 8  # classes that a sentence names
 
 

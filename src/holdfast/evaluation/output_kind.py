@@ -125,6 +125,10 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
     z = z[z.isfinite().all(1)]
     if not len(z) or not _inside(z):
         return []
+    if with_truth and target.rule.sum_to_one(z):
+        _take(target, probabilities=True)
+        text = "The model gives probabilities for each pixel; their log odds serve as logits."
+        return [Finding(check="probabilities", severity="info", text=text)]
     if not with_truth and not target.head.single:
         _take(target, probabilities=sum_to_one(z))
         text = "The model gives probabilities; their logarithms serve as logits."

@@ -19,11 +19,11 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
-from holdfast.diagnostics.detectors import first_answers
+from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
-from holdfast.evaluation import goals, protocols
+from holdfast.evaluation import goals, judge, protocols
 from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
     averaged,
@@ -64,6 +64,7 @@ class Prepared:
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+    steady: bool = False  # two answers of the model agree but for rounding: see the judge
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -126,7 +127,9 @@ def prepare(
     own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
-    return Prepared(target, source, threat, own, sources, rows, groups, noted)
+    noted += no_place(target, threat, source)
+    steady = not randomised(noted) and judge.is_steady(target, read(source, 0, judge.FEW)[0])
+    return Prepared(target, source, threat, own, sources, rows, groups, noted, steady)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -159,11 +162,6 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         raise SpecError(
             f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
             "size; give one run a side instead."
-        )
-    if curve and target.task.enough:
-        raise SpecError(
-            "a curve keeps the smallest example of each row, but where a row can be wrong in part "
-            "the one that goes furthest is kept; give one run an eps instead."
         )
     if not all(map(math.isfinite, curve)):
         raise SpecError(

@@ -23,6 +23,7 @@ from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
+from holdfast.memory import rows_at_once
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.batch import Batch, joined, read
@@ -30,7 +31,6 @@ from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
 
-STRIDE = 1024  # rows asked about at once
 CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
 AGAIN = 16  # certified rows that are proved again
 DRAWS = 3  # further ones of a randomised model, any of which may say what the run says
@@ -140,7 +140,8 @@ def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
 def _clean(e: Evidence) -> Found:
     """What the model and the data say of the rows before any attack."""
     label, said, status = (e.columns[n] for n in ("label", "clean_prediction", "status"))
-    parts = [slice(start, start + STRIDE) for start in range(0, len(label), STRIDE)]
+    stride = rows_at_once(e.source.shape)
+    parts = [slice(start, start + stride) for start in range(0, len(label), stride)]
     asked = np.concatenate([np.zeros((6, 0), bool), *(_asked_again(e, part) for part in parts)], 1)
     claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     called = "".join(status[claimed][:1])
@@ -423,7 +424,8 @@ def proofs_again(e: Evidence, certifier: Certifier | None, *, full: bool) -> Ite
         yield "certificates: the run holds proofs; without a certifier they cannot be checked."
         return
     prover = opened(certifier, e.target, e.threat, e.manifest.initial_findings)
-    if (prover.info.version, prover.info.methods) != (asked.version, asked.methods):
+    known = set(asked.methods) <= set(prover.info.methods)
+    if prover.info.version != asked.version or not known:
         yield (
             f"certificates: they were made by {', '.join(asked.methods)} of version "
             f"{asked.version}, and this Holdfast has {', '.join(prover.info.methods)} of version "

@@ -21,16 +21,18 @@ from holdfast.data.files import printable
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import build_manifest
+from holdfast.evaluation.build_manifest import build_manifest, looked_at, runs_apart
 from holdfast.evaluation.certificates import Certifier
-from holdfast.evaluation.claims import claims, some, threat_of
+from holdfast.evaluation.claims import claims, claims_apart, some, threat_of
+from holdfast.evaluation.judge import PASSES
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
-from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.recheck import Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import masks, since, with_truths
+from holdfast.memory import rows_at_once
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
@@ -181,8 +183,23 @@ def _all(
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
     yield from proofs(evidence)
+    for run in runs_apart(folder, manifest.threat.apart):
+        yield from _apart(evidence, run)
     yield from _gallery(folder, table, source, target, rows=bool(manifest.data.columns))
     yield from _corrupted(evidence)
+
+
+def _apart(e: Evidence, run: Manifest) -> Iterator[str]:
+    """What does not hold in the run at a further eps, of the same rows."""
+    folder = store.at_eps(e.folder, run.threat.eps)
+    table = store.read_samples(folder)
+    asked = replace(e, folder=folder, manifest=run, threat=e.threat.at(run.threat.eps), table=table)
+    found = [*claims_apart(run, e.manifest, asked.threat, e.target, table)]
+    if not np.array_equal(asked.ids, e.ids):
+        found.append("samples: their rows are not those of the run.")
+    else:
+        found += [*_figures(folder, run, table), *rows_again(asked)]
+    yield from (f"curve/{folder.name}: {said}" for said in found)
 
 
 def _as_measured(
@@ -242,6 +259,9 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
         yield from _differences(part, in_todays_words(said), in_todays_words(found))
+    judged, looked = manifest.judge_forwards, looked_at(table)
+    if judged and not looked <= judged <= PASSES * looked:
+        yield f"judge_forwards: run.json says {judged} for the {looked} inputs that were judged."
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
         counted = int(np.sum(table.column(cost).to_numpy()))
@@ -311,14 +331,14 @@ def _corrupted(e: Evidence) -> Iterator[str]:
             "table."
         )
     answers = store.read_corruptions(e.folder)
-    ids = store.ids_of(e.folder, manifest, answers).copy()
+    ids, stride = store.ids_of(e.folder, manifest, answers).copy(), rows_at_once(shape)
     if tuple(answers.column_names[1:]) != measure.COLUMNS:
         yield "corruptions: the kinds of corruptions.parquet are not those of the run."
         return
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
-        for start in range(0, len(ids), STRIDE):
-            part, given = (column[start : start + STRIDE] for column in (ids, said))
+        for start in range(0, len(ids), stride):
+            part, given = (column[start : start + stride] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
             label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()

@@ -53,11 +53,8 @@ NUMBERED = 20  # up to so many classes, the matrix shows names and counts
 def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     """Robust accuracy over eps with its interval; hollow where it only follows from recorded
     sizes."""
-    known = [
-        (p.eps, p.robust_accuracy, p.measured)
-        for p in points
-        if p.robust_accuracy.value is not None
-    ]
+    points = [p for p in points if p.robust_accuracy.value is not None]
+    known = [(p.eps, p.robust_accuracy, p.measured) for p in points]
     x = np.array([e for e, _, _ in known])
     y, low, high = (
         np.array([getattr(i, k) for _, i, _ in known], dtype=float)
@@ -94,6 +91,7 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         gap = {"color": MUTED, "alpha": 0.16, "linewidth": 0}
         axes.fill_between(ends, below, above, label="neither proved nor broken", **gap)
         axes.plot(x, lower, color=INK, linewidth=1.2, drawstyle="steps-pre", label="proved")
+    of_task = _of_task(axes, points)
     widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
     axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -109,7 +107,24 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     at = [(e, i) for (e, _, m), i in zip(known, proved, strict=False) if m]
     held = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i in at)
     shown = f" Proved: {held}." if held else ""
-    return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}")
+    return _svg(
+        figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}{of_task}"
+    )
+
+
+OF_TASK = ("objects found", "AP50", "pixel accuracy", "mIoU of an image")  # shares that are drawn
+
+
+def _of_task(axes: Axes, points: Sequence[CurvePoint]) -> str:
+    """Draw the figures of a task that are known at each of these points, and say them."""
+    x, said = [p.eps for p in points], ""
+    found = {name: [p.of_task.get(name) for p in points] for name in OF_TASK}
+    known = [(name, v) for name, v in found.items() if v and None not in v]
+    for (label, values), dashes in zip(known, ("-", "--"), strict=False):
+        each = np.array(values, dtype=float)
+        axes.plot(x, each, color=INK, linewidth=1.2, linestyle=dashes, label=label)
+        said += f" {label}: {'; '.join(map(words.number, values))}."
+    return said
 
 
 @matplotlib.rc_context(_STYLE)

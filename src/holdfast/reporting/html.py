@@ -22,7 +22,6 @@ from holdfast.reporting import audit, figures, scenes, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
-from holdfast.runs.samples import Samples
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -248,20 +247,15 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
             f"{manifest.model.shape}."
         )
-    samples = Samples(folder)
-    ids, picked = samples.column("id").to_numpy(), tensors["id"][:SHOWN].tolist()
-    strange = [i for i in picked if i not in ids]
-    if strange:
-        raise InputError(
-            f"{path} holds sample {strange[0]}, but samples.parquet does not. The folder mixes two "
-            "runs."
-        )
-    places = [int(np.argmax(ids == i)) for i in picked]
-    rows = samples.rows(places, samples.names).to_pylist()
-    examples = []
+    ids, examples = tensors["id"][:SHOWN].tolist(), []
+    rows = {row["id"]: row for row in store.read_samples(folder, ids).to_pylist()}
     before, after = _pairs(tensors)
     masks = {name: tensors[name] for name in store.MASKS if name in tensors}
-    for k, row in enumerate(rows):
+    for k, i in enumerate(ids):
+        if (row := rows.get(i)) is None:
+            raise InputError(
+                f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
+            )
         example = _example(row, before[k], after[k], manifest)
         if example.pictures and (masks or manifest.model.task.startswith("detection")):
             own = {name: mask[k] for name, mask in masks.items()}

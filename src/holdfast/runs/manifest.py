@@ -123,6 +123,8 @@ class ThreatInfo(Record):
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]
+    # further eps, each a run of its own in curve/: of a task whose rows can be wrong in part
+    apart: Annotated[list[float], Field(exclude_if=_unsaid)] = []
 
 
 class CorruptionInfo(Record):
@@ -301,6 +303,8 @@ class CurvePoint(Record):
     measured: bool
     # where rows were certified: the share that is proved to be right at this eps
     certified_accuracy: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
+    # of a task with figures of its own: these under attack at this eps, by their names
+    of_task: Annotated[dict[str, Real], Field(exclude_if=_unsaid)] = {}
 
 
 class QueryPoint(Record):
@@ -428,6 +432,7 @@ class Facts(Record):
     provenance: Provenance
     initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
     probe_costs: Costs = Costs()
+    judge_forwards: int = 0  # 0: of an earlier version, whose samples say how many
 
     @property
     def asked(self) -> str:

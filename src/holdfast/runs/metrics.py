@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 import numpy as np
@@ -103,10 +104,24 @@ def schema_of(columns: Container[str]) -> pa.Schema:
     return pa.schema([*SAMPLES, *(field for field in FURTHER if field.name in columns)])
 
 
+def narrow(table: pa.Table) -> pa.Table:
+    """The same values in less memory: whole numbers in 32 bits where these suffice, and texts as
+    places in a dictionary."""
+    columns = []
+    for column in table.columns:
+        if pa.types.is_string(column.type):
+            column = column.dictionary_encode()
+        if pa.types.is_int64(column.type):
+            with suppress(pa.ArrowInvalid):
+                column = column.cast(pa.int32())
+        columns.append(column)
+    return pa.table(columns, table.column_names)
+
+
 def column_of(table: pa.Table, name: str) -> np.ndarray:
     """The values of a column [n]; equal texts are one object, however many rows have them."""
     cells = table.column(name)
-    if not pa.types.is_string(cells.type):
+    if not (pa.types.is_string(cells.type) or pa.types.is_dictionary(cells.type)):
         return cells.to_numpy(zero_copy_only=False)
     coded = cells.combine_chunks().dictionary_encode()
     known = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
@@ -486,7 +501,7 @@ def _calibration(
     """Of the rows whose confidence is known, clean and on the stored examples."""
     figures: list[list[float | None]] = []
     for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
-        confidence = column_of(table, name).astype(float)
+        confidence = column_of(table, name)
         known = np.isfinite(confidence) & (predicted >= 0)
         sure, right = confidence[known], (predicted == label)[known]
         kinds = (calibration_error, risk_over_coverage)
@@ -498,7 +513,8 @@ def _calibration(
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins
     of equal width."""
-    place = np.minimum((np.nan_to_num(confidence).clip(0, 1) * BINS).astype(int), BINS - 1)
+    sure = np.nan_to_num(confidence.astype(float)).clip(0, 1)
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
     gap = np.bincount(place, right.astype(float), BINS) - np.bincount(place, confidence, BINS)
     return float(np.abs(gap).sum() / len(confidence))
 

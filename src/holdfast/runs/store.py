@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, BinaryIO, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from holdfast.runs.metrics import column_of, schema_of
 from holdfast.runs.migration import migrate, migrate_samples
 
 NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
+GROUP = 1 << 16  # rows of a table that are written at once
 NO_DIGEST = "0" * 64  # written in the place of the digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
@@ -51,13 +53,24 @@ class Rows(Protocol):
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a crash leaves the old one, the new one or none; synced to the disk."""
+    with _writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, as `write_bytes` does, piece by piece.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file to write.")
     draft = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -122,10 +135,18 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: there is none, or it is a folder, a pipe or unreadable.
     """
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A file to read from, as `read_bytes` does."""
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
             raise OSError("it is no file")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}. {_DAMAGED}") from error
 
@@ -194,21 +215,35 @@ def read_record(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def write_samples(folder: Path, table: pa.Table) -> None:
-    _write_table(folder / "samples.parquet", table.cast(schema_of(table.column_names)))
+    """Write the table of samples; its columns may be `narrow`."""
+    _write_table(folder / "samples.parquet", table, schema_of(table.column_names))
 
 
-def read_samples(folder: Path) -> pa.Table:
-    """The table of samples.
+def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
+    """The table of samples; or the rows of these ids alone, and never more than those in memory.
 
     Raises:
         InputError: the file is missing, damaged, or holds other columns or values than a run's.
     """
-    path = folder / "samples.parquet"
-    table = migrate_samples(_read_table(path))
-    with readable(path):
-        table = table.cast(schema_of(table.column_names))
-        for name in table.column_names:
-            check_values(name, table.column(name))
+    path, parts = folder / "samples.parquet", list[pa.Table]()
+    for piece in _read_pieces(path):
+        with readable(path):
+            table = _checked(migrate_samples(piece))
+            if ids is not None:
+                table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
+            parts.append(table)
+    return pa.concat_tables(parts)
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """A table of samples with the types that they have.
+
+    Raises:
+        ValueError: it holds what none has.
+    """
+    table = table.cast(schema_of(table.column_names))
+    for name in table.column_names:
+        check_values(name, table.column(name))
     return table
 
 
@@ -226,15 +261,14 @@ def check_values(name: str, column: pa.ChunkedArray) -> None:
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:
-    _write_table(folder / "corruptions.parquet", table)
+    _write_table(folder / "corruptions.parquet", table, table.schema)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(path, memoryview(sink.getvalue()))
-    del sink
-    pa.default_memory_pool().release_unused()  # of a million rows 60 MiB, which Arrow would keep
+def _write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    with _writing(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, max(table.num_rows, 1), GROUP):
+            writer.write_table(table.slice(start, GROUP).cast(schema))
+    pa.default_memory_pool().release_unused()  # which Arrow would keep
 
 
 def read_corruptions(folder: Path) -> pa.Table:
@@ -245,7 +279,7 @@ def read_corruptions(folder: Path) -> pa.Table:
         InputError: the file is missing or damaged, or holds other columns.
     """
     path = folder / "corruptions.parquet"
-    table = _read_table(path)
+    table = pa.concat_tables(_read_pieces(path))
     with readable(path):
         fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
         table = table.cast(pa.schema(fields))
@@ -258,10 +292,17 @@ def read_corruptions(folder: Path) -> pa.Table:
     return table
 
 
-def _read_table(path: Path) -> pa.Table:
-    content = read_bytes(path)
-    with readable(path):
-        return pq.read_table(pa.BufferReader(content))
+def _read_pieces(path: Path) -> Iterator[pa.Table]:
+    """A table in a Parquet file, first none of its rows and then one group of them after another.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    with _opened(path) as source, readable(path):
+        file = pq.ParquetFile(source)
+        yield file.schema_arrow.empty_table()
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
 
 
 @contextmanager
@@ -415,9 +456,14 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
     return limits
 
 
+def at_eps(folder: Path, eps: float) -> Path:
+    """The folder of the run at a further eps, in that of a run whose curve is of several."""
+    return folder / "curve" / repr(float(eps))
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery
-    and limits.
+    and limits, and those of the runs at further eps.
 
     Raises:
         InputError: one of them is no file.
@@ -425,12 +471,17 @@ def checksums(folder: Path) -> dict[str, str]:
     names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
     paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
+    for run in sorted((folder / "curve").glob("*/run.json")):
+        paths += [run.parent / name for name in checksums(run.parent)]
     return {str(p.relative_to(folder)): checksum(p) for p in paths if p.exists()}
 
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file; empty where there is none."""
-    return hashlib.sha256(read_bytes(path)).hexdigest() if path.exists() else ""
+    if not path.exists():
+        return ""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # of a segmenter: the classes of the pixels, int16 [m, h, w] each, by the truth and by the answers

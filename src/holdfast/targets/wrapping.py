@@ -89,7 +89,8 @@ def wrap(
         attacked: the place of the one that may change.
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         probabilities: whether the model gives probabilities; default: what the model itself says.
-        batch_size: rows of one pass.
+        batch_size: rows of one pass; on a CPU fewer, where they would keep more than 1 GiB for
+            their gradients.
         device: where to run; default: where the parameters are.
         layout: of raw images, `nchw` or `nhwc`.
         output: which of several outputs are the scores, by name or place.

@@ -93,7 +93,7 @@ class Detection(TaskWithTruth):
         object.__setattr__(own, "reader", own._head())  # of a frozen dataclass
         if form.seen is None:
             raise InputError(f"{self} is of images, but the inputs are none.")
-        boxes = own.decode(torch.zeros(1, sum(form.sizes)))
+        boxes = own._tried()
         object.__setattr__(own, "classes", None if boxes.scores is None else boxes.scores.shape[2])
         return own
 
@@ -122,6 +122,27 @@ class Detection(TaskWithTruth):
             'outputs, head="path/file.py:function", that returns boxes [n, a, 4] (x0, y0, x1, y1 '
             "in pixels) and scores [n, a, c]."
         )
+
+    def _tried(self) -> Boxes:
+        """The boxes that zeros offer.
+
+        Raises:
+            InputError: outputs of this form are none of the head that the user names.
+        """
+        z = torch.zeros(1, sum(self.form.sizes))
+        if self.head not in HEADS:
+            return self.decode(z)
+        try:
+            boxes = self.decode(z)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+            boxes = None
+        if boxes is None or boxes.place.ndim != 3 or boxes.place.shape[:2] != boxes.score.shape:
+            raise InputError(
+                f"the model gives {self.form}, but the head {self.head} is of "
+                f"{self.reader.shapes}: leave head out, and it is found, or give a function of the "
+                'raw outputs, head="path/file.py:function".'
+            )
+        return boxes
 
     def decode(self, z: Tensor) -> Boxes:
         """All boxes that outputs z [n, k] offer, in pixels of the raw images."""

@@ -232,6 +232,14 @@ class Segmentation(TaskWithTruth):
         paid = F.cross_entropy(logits, truth, reduction="none").where(judged, 0)
         return paid.flatten(1).sum(1) / judged.flatten(1).sum(1).clamp_min(1)
 
+    def sum_to_one(self, z: Tensor) -> bool:
+        """Of each pixel of the images; outputs of another size are interpolated as they are."""
+        channels, *sides = self._sides()
+        if channels < 2 or tuple(sides) != self.truth_form:
+            return False
+        total = z.unflatten(1, self.form.one).sum(3 if self._channels_last else 1)
+        return bool(((total - 1).abs() < 0.02).all())
+
     def margins(self, truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         hits, said = np.split(answers, 2, 1)
         return np.asarray(self._measure(*map(torch.from_numpy, (hits, said, truth)))) - self.tau

@@ -176,6 +176,11 @@ class TaskWithTruth(ABC):
         them, and the model is asked again."""
         return None
 
+    def sum_to_one(self, z: Tensor) -> bool:
+        """Whether outputs z [n, k] within [0, 1] are seen to be probabilities of several classes,
+        whose log odds are the same decisions."""
+        return False
+
     def answers(self, z: Tensor) -> Tensor:
         """What a table of samples keeps of outputs z [n, k]: [n, w]."""
         return z

@@ -88,6 +88,13 @@ class Patch(Transform):
         there = self._free(taken)[torch.arange(len(u), device=u.device), corner[:, 0], corner[:, 1]]
         return there | (u[:, 2:] == 0).all(1)
 
+    def fits(self, taken: Tensor) -> Tensor:
+        """Whether there is a place where no pixel is `taken` ([n, h, w] bool): [n] bool."""
+        free = self._free(taken)
+        if self.top is not None:
+            free = free[:, self.top, self.left, None, None]
+        return free.flatten(1).any(1)
+
     def _free(self, taken: Tensor) -> Tensor:
         """At which corners the patch would cover no taken pixel: [n, h - side + 1, w - side + 1]
         bool."""

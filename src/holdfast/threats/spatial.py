@@ -77,6 +77,12 @@ class Spatial:
         u = self.transform.settled(self._unit(point), taken)
         return torch.where(u == self._unit(point), point, self._middle + self.reach * u)
 
+    def fits(self, taken: Tensor) -> Tensor:
+        """Whether anything of an image may change, where pixels are `taken` ([n, h, w] bool): [n]
+        bool."""
+        assert isinstance(self.transform, Patch)
+        return self.transform.fits(taken)
+
     def clear(self, point: Tensor, taken: Tensor) -> Tensor:
         """Whether parameters [n, *form] change no pixel of an object: [n] bool."""
         assert isinstance(self.transform, Patch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,16 @@ def back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
         # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
         pulled = (z * cotangent.to(z.dtype)).sum()
         return torch.autograd.grad(pulled, leaf, retain_graph=again, materialize_grads=True)[0]
+
+
+def kept(ask: Callable[[], object]) -> int:
+    """The bytes that a question keeps for its gradient, which is not taken; a model's parameters
+    among them."""
+    held: dict[int, torch.UntypedStorage] = {}  # alive, so that each has a place of its own
+
+    def note(x: Tensor) -> None:
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+        ask()
+    return sum(storage.nbytes() for storage in held.values())

@@ -78,7 +78,7 @@ def no_scores(shape: tuple[int, ...], n: int) -> str:
     if len(shape) == 4:
         return (
             f"{said} It looks like a map of scores for each pixel: say --task segmentation, with a "
-            "mask of classes for each image."
+            "mask of classes for each image; of a detector, --task detection, with its boxes."
         )
     each = " x ".join(map(str, shape[1:]))
     return (

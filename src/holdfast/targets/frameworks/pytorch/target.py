@@ -22,7 +22,7 @@ from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
-from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached
+from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached, kept
 from holdfast.targets.frameworks.pytorch.layouts import Reading, readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
@@ -63,6 +63,8 @@ from holdfast.targets.target import (
 from holdfast.tasks import Classes, Form, TaskWithTruth, odds, side_by_side
 from holdfast.tasks import parse as parse_task
 
+PASS = 2**30  # bytes that the rows of one pass keep for their gradients, on a CPU
+
 _READ = (
     "The model ends in a {}; its logits are read before it, which are its log-probabilities up to "
     "a constant, and do not round to 0 and 1."
@@ -96,7 +98,8 @@ class TorchTarget(Target):
             before its last softmax or sigmoid where that can be seen, else logarithms. False: what
             it gives is taken as it is. None: what the model itself says; of one that does not,
             `evaluate` finds out.
-        batch_size: rows of one pass.
+        batch_size: rows of one pass; on a CPU fewer, where they would keep more than 1 GiB for
+            their gradients.
         device: where to run; default: where the parameters are.
         layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default:
             the order of axes in which the model takes them, by its own shape of inputs where it has
@@ -179,6 +182,7 @@ class TorchTarget(Target):
             self._find_sides()
         self._try_channels_last()
         self._make_twin()
+        self._limit_pass()
         self.bound = True
 
     def of_table(self, columns: Sequence[Column]) -> Target:
@@ -645,6 +649,19 @@ class TorchTarget(Target):
         except Exception:  # noqa: BLE001  # whatever the model raises: it then runs as it is
             self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             self.channels_last = False
+
+    def _limit_pass(self) -> None:
+        """Fewer rows a pass, where those asked for would keep more than `PASS` bytes for their
+        gradients."""
+        if self.batcher.device.type != "cpu" or self.access < Access.GRADIENTS:
+            return  # an accelerator says that memory is short, and is then asked for less
+        probe = self._probe()
+        try:
+            with sealed(0):
+                one, two = (kept(lambda n=n: self._traced(probe[:n])) for n in (1, 2))
+        except Exception:  # noqa: BLE001  # whatever it raises, the first gradient will
+            return
+        self.batcher.size = max(1, min(self.batcher.size, PASS // max(1, two - one)))
 
     def _compiled(self, model: Any) -> Callable[[Tensor], Any]:
         """The model compiled, without its last activation where logits are read before that."""
