@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from holdfast.errors import InputError, first_line
@@ -409,6 +409,28 @@ def evidence(folder: Path) -> Iterator[dict[str, np.ndarray]]:
         for name in tensors.keys() - {"id"}:
             _check_rows(path, tensors, name)
         yield tensors
+
+
+def example(folder: Path, sample: int) -> np.ndarray | None:
+    """The stored example [*shape] of one row, the only one that is read; None: there is none.
+
+    Raises:
+        InputError: a shard is damaged, or the example holds what is not finite.
+    """
+    for path in sorted((folder / "adversarial").glob("*.safetensors")):
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise InputError(f"cannot read {path}: it is no file. {_DAMAGED}")
+        try:
+            with safe_open(path, "numpy") as shard:
+                at = np.flatnonzero(shard.get_tensor("id") == sample)
+                found = [np.asarray(shard.get_slice("x")[int(place)]) for place in at[:1]]
+        except (OSError, SafetensorError, *_ODD) as error:
+            raise InputError(f"cannot read {path}: {first_line(error)}. {_DAMAGED}") from error
+        for x in found:
+            if x.dtype.kind not in "fui" or not (np.abs(x.astype(np.float64)) < 1e30).all():
+                raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
+            return x
+    return None
 
 
 def _check_rows(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> None:

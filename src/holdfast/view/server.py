@@ -33,13 +33,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.errors import HoldfastError, InputError
 from holdfast.memory import give_back_freed
-from holdfast.view import run, runs, samples
+from holdfast.view import compare, run, runs, sample, samples
 from holdfast.view.site import Missing, Query, Site, static
 
 HOST = "127.0.0.1"
 LOOK = 1.0  # seconds between two looks for what has changed
 Page = Callable[[Site, str, Query], str]
-PAGES: dict[str, Page] = {"run": run.page, "samples": samples.page}
+PAGES: dict[str, Page] = {"run": run.page, "samples": samples.page, "sample": sample.page}
+PAGES |= {"compare": compare.page, "tradeoff": compare.tradeoff}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
