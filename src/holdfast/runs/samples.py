@@ -69,10 +69,22 @@ class Samples:
         starts = np.cumsum([0, *np.diff(self._ends)[groups]])[:-1]  # of what is read
         local = pa.array(places - self._ends[held] + starts[group_of])
         with readable(self.path):
-            columns = {name: self._read(groups.tolist(), name).take(local) for name in names}
+            columns = {
+                name: self._read(groups.tolist(), name).take(local).cast(self.kinds[name])
+                for name in names
+            }
             found = pa.table(columns)
         pa.default_memory_pool().release_unused()  # what was read to take a few rows of
         return found
+
+    def of_ids(self, ids: Sequence[int]) -> pa.Table:
+        """All columns of the samples of these ids, in the order of the file; of those alone that it
+        holds.
+
+        Raises:
+            InputError: as `column`.
+        """
+        return self.rows(np.flatnonzero(np.isin(self.column("id").to_numpy(), ids)), self.names)
 
     def _read(self, groups: list[int], name: str) -> pa.ChunkedArray:
         """A column of some row groups, of the type and with the values that a run's has."""

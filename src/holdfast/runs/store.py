@@ -219,8 +219,8 @@ def write_samples(folder: Path, table: pa.Table) -> None:
     _write_table(folder / "samples.parquet", table, schema_of(table.column_names))
 
 
-def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
-    """The table of samples; or the rows of these ids alone, and never more than those in memory.
+def read_samples(folder: Path) -> pa.Table:
+    """The table of samples; `runs.samples` reads columns and rows of it.
 
     Raises:
         InputError: the file is missing, damaged, or holds other columns or values than a run's.
@@ -228,10 +228,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
     path, parts = folder / "samples.parquet", list[pa.Table]()
     for piece in _read_pieces(path):
         with readable(path):
-            table = _checked(migrate_samples(piece))
-            if ids is not None:
-                table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
-            parts.append(table)
+            parts.append(_checked(migrate_samples(piece)))
     return pa.concat_tables(parts)
 
 
