@@ -97,7 +97,9 @@ def _key(address: str) -> Key:
     return kind or "runs", unquote(name), frozenset(asked.items())
 
 
-def _page(site: Site, file: str, kind: str, name: str, asked: Query, draw: Callable[[], str]):
+def _page(
+    site: Site, file: str, kind: str, name: str, asked: Query, draw: Callable[[], str]
+) -> Page:
     return Page(_key(site.link(kind, name, **asked)), file, draw)
 
 

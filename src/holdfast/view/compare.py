@@ -10,11 +10,11 @@ from typing import Any
 
 from holdfast.errors import InputError
 from holdfast.reporting import paired, words
-from holdfast.runs.compare import changed
+from holdfast.runs.compare import Comparison, changed
 from holdfast.runs.compare import compare as pair
 from holdfast.view.index import Entry
 from holdfast.view.runs import asked
-from holdfast.view.site import Query, Site, whole
+from holdfast.view.site import Missing, Query, Site, whole
 
 MOST = 12  # runs that are compared with the first
 PAGE = 50  # samples on a page
@@ -38,7 +38,7 @@ def page(site: Site, name: str, query: Query) -> str:
         try:
             said = site.once(first, ("pair", _state(other)), lambda o=other: _pair(first, o))
             found.append((other, said))
-        except InputError as error:
+        except InputError as error:  # another question, or an unfinished run
             refused.append((other, str(error)))
     of_two = found[0] if len(found) == 1 else None
     return site.draw(
@@ -59,6 +59,8 @@ def page(site: Site, name: str, query: Query) -> str:
 
 def tradeoff(site: Site, name: str, query: Query) -> str:
     """The page of robust over clean accuracy, over all runs of a `threat`."""
+    if name:
+        raise Missing(f"There is no page of this name; the plot is at {site.link('tradeoff')}.")
     every = [e for e in _finished(site) if e.summary and math.isfinite(e.summary.threat.eps)]
     threats = Counter(map(asked, every))
     chosen = query.get("threat", "") or max(threats, key=threats.__getitem__, default="")
@@ -87,7 +89,7 @@ def _state(entry: Entry) -> tuple[str, float]:
     return entry.name, entry.changed
 
 
-def _pair(first: Entry, other: Entry):
+def _pair(first: Entry, other: Entry) -> Comparison:
     return pair(first.folder, other.folder)
 
 
