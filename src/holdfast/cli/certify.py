@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from holdfast.cli import options, texts, writing
+from holdfast.cli import options, properties, texts, writing
 from holdfast.cli.evaluate import check_seconds, conclude, echo_estimate
 
 
 def certify(
     model: options.Model,
-    data: options.Data,
+    data: properties.Data = None,
     *,
     adversary: options.ThreatOptions,
+    threat: properties.ThreatText = None,
+    vnnlib: properties.Vnnlib = None,
     how: options.ModelOptions,
     rows: options.DataOptions,
     part: options.PartOptions,
@@ -23,7 +25,22 @@ def certify(
     json: options.Json = False,
 ) -> int:
     """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
-    Nothing is attacked: `evaluate --certify` does both."""
+    Nothing is attacked: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
+    if vnnlib is not None:
+        others = {"data": data, "gate": gate, "groups": groups, "resume": where["resume"]}
+        return properties.answer(
+            model,
+            vnnlib,
+            how,
+            {**adversary, **rows, **part, **proofs, **others},
+            out=where["out"],
+            seconds=max_seconds,
+            prove=True,
+            seed=seed,
+            as_json=json,
+        )
+    properties.check_asked(data, threat)
+    assert data is not None
     from holdfast.runs import gates
 
     conditions = [gates.parse(text) for text in gate or ()]
