@@ -16,9 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from holdfast import load
 from holdfast.certification import decide, vnnlib
+from holdfast.certification.exchange import onnx_of
 from holdfast.certification.vnnlib import Outputs
+from holdfast.data import open_data
 from holdfast.errors import InputError
+from holdfast.runs.run import Run
+from holdfast.targets.preprocess import Normalize
 
 DECLARED = """
 (declare-const X_0 Real) (declare-const X_1 Real) ; two inputs
@@ -302,6 +307,55 @@ def test_what_says_nothing_of_a_property_is_refused(tmp_path: Path) -> None:
     names(refused("attack", "demo", "digits"), "no --threat")
     file.write_text("(assert (<= Y_0 1))")
     names(refused(*asked), "cannot be used", "Y_0")
+
+
+def weights(folder: Path) -> Path:
+    """A file of ONNX with the weights of the demo model."""
+    file = folder / "demo.onnx"
+    target = load("demo")
+    target.bind((1, 8, 8))
+    file.write_bytes(onnx_of(target))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "normalised"])
+def test_what_is_exported_is_read_back(tmp_path: Path, kind: str) -> None:
+    model = weights(tmp_path) if kind == "onnx" else "demo"
+    more = ["--preprocess", "normalize(0.1, 0.9)"] if kind == "normalised" else []
+    asked = ["digits", "--threat", "linf(0.1)", "--samples", "5:9", "--seconds-per-row", "0.001"]
+    asked += ["--out", tmp_path / "run", "--export", tmp_path / "open", *more]
+    done = holdfast("certify", model, *asked)
+    assert done.exit_code == 0, done.output
+    samples = Run(tmp_path / "run").samples.to_pylist()
+    left = [(one["id"], one["label"]) for one in samples if one["status"] == "robust"]
+    files = sorted((tmp_path / "open").glob("*.vnnlib"))
+    assert left
+    assert {file.name for file in files} == {f"row-{row}.vnnlib" for row, _ in left}
+    own = load("demo", shape=(1, 8, 8), preprocess=[Normalize(0.1, 0.9)] if more else ())
+    exported = load(str(tmp_path / "open" / "model.onnx"))
+    if kind == "onnx":
+        assert (tmp_path / "open" / "model.onnx").read_bytes() == Path(model).read_bytes()
+    x, _ = open_data("digits").rows(5, 9)
+    for row, label in left:
+        (part,) = vnnlib.load(tmp_path / "open" / f"row-{row}.vnnlib").parts
+        clean = x[row - 5].astype(float).ravel()
+        assert np.allclose(part.lo, (clean - 0.1).clip(0), atol=1e-6)
+        assert np.allclose(part.hi, (clean + 0.1).clip(0, 1), atol=1e-6)
+        draws = np.random.default_rng(0).random((50, 64))
+        inside = (part.lo + draws * (part.hi - part.lo)).astype(np.float32)
+        rows = torch.from_numpy(inside.reshape(-1, 1, 8, 8))
+        z, scores = own.scores(rows), exported.scores(rows)
+        assert torch.allclose(z, scores, atol=1e-4)
+        for point, y in zip(inside, scores.numpy().astype(float), strict=True):
+            assert part.broken(point.clip(part.lo, part.hi), y) == (y.argmax() != label)
+
+
+def test_an_export_that_is_no_box_is_refused(tmp_path: Path) -> None:
+    asked = ["certify", "demo", "digits", "--export", tmp_path / "open", "--out", tmp_path / "run"]
+    names(refused(*asked, "--threat", "l2(0.1)"), "no box", "linf")
+    (tmp_path / "open").mkdir()
+    names(refused(*asked, "--threat", "linf(0.1)"), "open exists")
+    assert not (tmp_path / "run").exists()
 
 
 def of_case(cases: Path, name: str, at: int, folder: Path) -> tuple[Path, Path, dict]:

@@ -173,8 +173,8 @@ class _Safe(nn.Module):
     def __init__(self, network: Any, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("weight", torch.cat([torch.zeros_like(a[:1]), -a]))
-        self.register_buffer("bias", torch.cat([torch.zeros_like(b[:1]), b]))
+        self.weight = nn.Parameter(torch.cat([torch.zeros_like(a[:1]), -a]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([torch.zeros_like(b[:1]), b]), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.network(x).flatten(1).double()

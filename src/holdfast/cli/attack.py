@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def attack(
     model: options.Model,
-    data: properties.Data = None,
+    data: options.DataOrNone = None,
     *,
     adversary: options.ThreatOptions,
-    threat: properties.ThreatText = None,
-    vnnlib: properties.VnnlibAttacked = None,
+    threat: options.ThreatOrNone = None,
+    vnnlib: properties.Vnnlib = None,
     access: options.AccessOptions,
     how: options.ModelOptions,
     rows: options.DataOptions,

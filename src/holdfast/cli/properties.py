@@ -5,44 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli import options, writing
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError, SpecError
 
-Data = Annotated[
-    str | None,
-    typer.Argument(
-        help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data); none with "
-        "--vnnlib.",
-        metavar="DATA",
-    ),
-]
-ThreatText = Annotated[
-    str | None,
-    typer.Option(
-        "--threat",
-        help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)"; needed but with --vnnlib.',
-        metavar="THREAT",
-    ),
-]
+if TYPE_CHECKING:
+    from holdfast.data import Source
+    from holdfast.runs.run import Run
+    from holdfast.targets.target import Target
+    from holdfast.threats.threat import Threat
+
 Vnnlib = Annotated[
     Path | None,
-    options.about_measuring(
-        help="Instead of DATA and --threat: a property of VNN-LIB 1.0, decided in one sentence "
-        "within --max-seconds (60): unsat (proved, exit 0), sat (with a counterexample in --out; "
-        "exit 1) or unknown (exit 1).",
+    options.about_run(
+        help="Instead of DATA and --threat: a property of VNN-LIB 1.0. certify says in a sentence "
+        "whether it is unsat (proved, exit 0), sat (with a counterexample, in --out; exit 1) or "
+        "unknown (exit 1); attack seeks a counterexample alone.",
         metavar="FILE",
     ),
 ]
-VnnlibAttacked = Annotated[
+Export = Annotated[
     Path | None,
-    options.about_measuring(
-        help="Instead of DATA and --threat: a property of VNN-LIB 1.0, of which a counterexample "
-        "is sought and saved in --out.",
-        metavar="FILE",
+    options.about_run(
+        help="A new folder for other verifiers: model.onnx, and row-ID.vnnlib (VNN-LIB 1.0) of "
+        "each row that is right and not proved.",
+        metavar="FOLDER",
     ),
 ]
 # what says how the model is opened, and what has a value without being given
@@ -55,6 +45,26 @@ def check_asked(data: str | None, threat: str | None) -> None:
         raise SpecError("there is no DATA; give it after MODEL, or a property with --vnnlib.")
     if threat is None:
         raise SpecError('there is no --threat; give one such as "linf(8/255)".')
+
+
+def check_export(folder: Path | None, shard: str | None) -> None:
+    """Raises InputError: there is such a folder already, or the run is one of its parts."""
+    if folder is not None and shard is not None:
+        raise InputError(
+            "--export is of a whole run in one process; leave out --shard and --workers."
+        )
+    if folder is not None and texts.exists(folder):
+        raise InputError(f"--export {folder} exists; choose a new folder.")
+
+
+def write_open(
+    folder: Path, run: Run, target: Target, source: Source, threat: Threat | str
+) -> None:
+    """Write what other verifiers may prove, and say on stderr how much that is."""
+    from holdfast.certification.exchange import MODEL, export
+
+    found = export(folder, run, target, source, threat)
+    typer.echo(f"export: {MODEL} and {len(found):,} properties in {folder}", err=True)
 
 
 def answer(
