@@ -34,7 +34,7 @@ Spent = tuple[float, float]  # seconds by the clock, and of the CPU
 # rows, steps of the native loop, and what the command is asked
 TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
     "LeNet-5, standard, 100 rows": ("cnn", 100, 150, ("--threat", "linf(0.3)")),
-    "ResNet-18, standard, 4 rows": (
+    "ResNet-18, standard, 60 queries a row, 4 rows": (
         "resnet18", 4, 20, ("--threat", "linf(1e-4)", "--max-queries", "60"),
     ),
     "LeNet-5, quick, 100 rows": (

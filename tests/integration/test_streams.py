@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.made_up_runs import samples
 
+from holdfast.evaluation.merge import _examples
 from holdfast.runs import store
 from holdfast.runs.metrics import column_of, measure, narrow
 
@@ -64,3 +67,22 @@ def test_a_narrow_table_has_the_same_figures() -> None:
     assert column_of(held, "status").tolist() == table.column("status").to_pylist()
     long = pa.table({"queries": [1 << 40]})
     assert narrow(long).equals(long)
+
+
+def test_examples_are_merged_piece_by_piece(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((1024, 16, 16), np.float32)
+    for shard, first in (("a", 0), ("b", 8500)):
+        for start in range(first, first + 8500, 1024):
+            ids = np.arange(start, min(start + 1024, first + 8500))
+            place = tmp_path / shard / "adversarial" / f"{start:09d}.safetensors"
+            store.write_tensors(place, {"id": ids, "x": x[ids % 1024]})
+    tracemalloc.start()
+    _examples([tmp_path / "a", tmp_path / "b"], tmp_path / "all", [16, 16], [(0, 17_000)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 17 * x.nbytes / 2
+    pieces = list(store.examples(tmp_path / "all"))
+    assert [ids[0] for ids, _ in pieces] == [*range(0, 17_000, 1024)]
+    for ids, shown in pieces:
+        np.testing.assert_array_equal(ids, np.arange(ids[0], min(ids[0] + 1024, 17_000)))
+        np.testing.assert_array_equal(shown, x[ids % 1024])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from holdfast.evaluation.shards import is_store, shards_of
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
+from holdfast.runs.metrics import narrow
 from holdfast.runs.remote import mirrored
 from holdfast.runs.run import Run, folder_of
 
@@ -98,7 +100,7 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
 
 def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     first = manifests[0][0]
-    tables = [store.read_samples(shard) for _, shard in manifests]
+    tables = [narrow(store.read_samples(shard)) for _, shard in manifests]
     finished = [
         bool(table.column("finished").to_numpy(zero_copy_only=False).all()) for table in tables
     ]
@@ -108,12 +110,12 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     )
     for (manifest, shard), table in zip(manifests, tables, strict=True):
         store.ids_of(shard, manifest, table)
-    table = pa.concat_tables(tables).sort_by("id")
+    table = pa.concat_tables(tables, promote_options="permissive").sort_by("id")
     trials = [
         reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)
     ]
     originals = _Originals([shard for _, shard in manifests])
-    _examples([shard for _, shard in manifests], out, first, parts)
+    _examples([shard for _, shard in manifests], out, first.model.shape, parts)
     store.write_samples(out, table)
     for eps in first.threat.apart:
         folders = [store.at_eps(shard, eps) for _, shard in manifests]
@@ -183,25 +185,40 @@ def _join(parts: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int]]:
 
 
 def _examples(
-    shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]
+    shards: Sequence[Path], out: Path, shape: Sequence[int], parts: Sequence[tuple[int, int]]
 ) -> None:
-    """Store the examples again, in the pieces that one process would have cut."""
-    if not (held := [tensors for shard in shards for tensors in store.evidence(shard)]):
-        return
-    inputs = [tensors["x"] for tensors in held]
-    alike = len({frozenset(tensors) for tensors in held}) == 1
-    odd = [x for x in inputs if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
-    if odd or not alike:
-        raise InputError(
-            "a shard holds examples that are not finite, or of another shape; see holdfast verify."
-        )
-    columns = {name: np.concatenate([tensors[name] for tensors in held]) for name in held[0]}
-    ids = columns["id"]
-    names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
-    for name in np.unique(names):
-        here = np.flatnonzero(names == name)
-        here = here[np.argsort(ids[here])]
-        store.write_tensors(
-            out / "adversarial" / f"{name:09d}.safetensors",
-            {name: column[here] for name, column in columns.items()},
-        )
+    """Store the examples again, in the pieces that one process would have cut; no more of them are
+    in memory than a few such pieces."""
+    counts, kinds = Counter[int](), set[frozenset[str]]()
+    for chunk, tensors in _cut(shards, shape, parts):
+        counts[chunk] += len(tensors["id"])
+        kinds.add(frozenset(tensors))
+        x = tensors["x"]
+        if list(x.shape[1:]) != list(shape) or not np.isfinite(x).all() or len(kinds) > 1:
+            raise InputError(
+                "a shard holds examples that are not finite, or of another shape; see holdfast "
+                "verify."
+            )
+    found: dict[int, list[dict[str, np.ndarray]]] = {}
+    for chunk, tensors in _cut(shards, shape, parts):
+        own = found.setdefault(chunk, [])
+        own.append(tensors)
+        if sum(len(piece["id"]) for piece in own) == counts[chunk]:
+            columns = {name: np.concatenate([piece[name] for piece in own]) for name in tensors}
+            order = np.argsort(columns["id"])
+            store.write_tensors(
+                out / "adversarial" / f"{chunk:09d}.safetensors",
+                {name: column[order] for name, column in columns.items()},
+            )
+            del found[chunk]
+
+
+def _cut(
+    shards: Sequence[Path], shape: Sequence[int], parts: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The examples of each shard piece by piece, and the first row of the chunk that each is of."""
+    for shard in shards:
+        for tensors in store.evidence(shard):
+            chunks = np.array([chunk_of(int(i), parts, shape) for i in tensors["id"]])
+            for chunk in np.unique(chunks).tolist():
+                yield chunk, {name: column[chunks == chunk] for name, column in tensors.items()}

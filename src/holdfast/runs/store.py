@@ -227,7 +227,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
     """
     path, parts = folder / "samples.parquet", list[pa.Table]()
     for piece in _read_pieces(path):
-        with _readable(path):
+        with readable(path):
             table = _checked(migrate_samples(piece))
             if ids is not None:
                 table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
@@ -271,7 +271,7 @@ def read_corruptions(folder: Path) -> pa.Table:
     """
     path = folder / "corruptions.parquet"
     table = pa.concat_tables(_read_pieces(path))
-    with _readable(path):
+    with readable(path):
         fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
         table = table.cast(pa.schema(fields))
         odd = [
@@ -289,7 +289,7 @@ def _read_pieces(path: Path) -> Iterator[pa.Table]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    with _opened(path) as source, _readable(path):
+    with _opened(path) as source, readable(path):
         file = pq.ParquetFile(source)
         yield file.schema_arrow.empty_table()
         for group in range(file.num_row_groups):
@@ -297,7 +297,7 @@ def _read_pieces(path: Path) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, *_ODD) as error:

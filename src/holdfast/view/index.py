@@ -140,6 +140,10 @@ class Index:
                 self._looked = time.monotonic()
             return self._entries
 
+    def state(self) -> object:
+        """What differs once a run has come, gone or gone on."""
+        return [(entry.name, entry.changed) for entry in self.entries().values()]
+
     def find(self, name: str) -> Entry | None:
         """The run of this name, whose files may be read; None: there is no such run.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.view.index import Entry
-from holdfast.view.site import Query, Site
+from holdfast.view.site import Query, Site, whole
 
 
 def asked(entry: Entry) -> str:
@@ -55,7 +55,6 @@ def page(site: Site, query: Query) -> str:
         entries=chosen[(number - 1) * PAGE : number * PAGE],
         asked=asked,
         inf=math.inf,
-        pairs=lambda texts: [(text, text) for text in texts],
         at=lambda **changed: site.link("runs", **{**query, "page": "", **changed}),
         query=query,
         total=len(every),
@@ -68,11 +67,6 @@ def page(site: Site, query: Query) -> str:
         states=Counter(entry.state for entry in every),
         folders=sorted({tag for entry in every for tag in entry.tags}),
     )
-
-
-def whole(text: str, otherwise: int) -> int:
-    """A whole number of few digits that a link holds."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else otherwise
 
 
 def ordered(entries: list[Entry], sort: str) -> list[Entry]:

@@ -10,25 +10,35 @@ import errno
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from itertools import chain
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.errors import HoldfastError, InputError
-from holdfast.view import run, runs
+from holdfast.view import run, runs, samples
 from holdfast.view.site import Missing, Query, Site, static
 
 HOST = "127.0.0.1"
+LOOK = 1.0  # seconds between two looks for what has changed
 Page = Callable[[Site, str, Query], str]
-PAGES: dict[str, Page] = {"run": run.page}
+PAGES: dict[str, Page] = {"run": run.page, "samples": samples.page}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -58,18 +68,47 @@ def application(site: Site, token: str, port: int) -> ASGIApp:
 
         return answer
 
+    def csv(request: Request) -> Response:
+        rows = samples.csv(site, request.path_params["name"], request.query_params)
+
+        def answer() -> Response:
+            first = next(rows)  # what is wrong is said before the file begins
+            return StreamingResponse(chain([first], rows), media_type="text/csv")
+
+        return _answered(site, answer, lock)
+
+    async def events(request: Request) -> Response:
+        return StreamingResponse(_changes(site), media_type="text/event-stream")
+
     routes = [
         Route("/", listed),
+        Route("/events", events),
+        Route("/csv/{name:path}", csv),
         Route("/static/{name}", _static),
         *(Route(f"/{kind}/{{name:path}}", of_run(page)) for kind, page in PAGES.items()),
     ]
     return Guard(Starlette(routes=routes), token, port)
 
 
+async def _changes(site: Site) -> AsyncIterator[str]:
+    """An event each time that a run has come, gone or gone on."""
+    seen = await run_in_threadpool(site.index.state)
+    while True:
+        await anyio.sleep(LOOK)
+        now = await run_in_threadpool(site.index.state)
+        # a comment, which browsers leave out, finds out whether one still listens
+        yield ": nothing new\n\n" if now == seen else "data: changed\n\n"
+        seen = now
+
+
 def _drawn(site: Site, make: Callable[[], str], lock: threading.Lock) -> Response:
+    return _answered(site, lambda: HTMLResponse(make()), lock)
+
+
+def _answered(site: Site, make: Callable[[], Response], lock: threading.Lock) -> Response:
     try:
         with lock:
-            return HTMLResponse(make())
+            return make()
     except Missing as error:
         return HTMLResponse(site.draw("fault.html.j2", fault=str(error)), 404)
     except HoldfastError as error:

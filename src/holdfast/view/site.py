@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -34,14 +34,24 @@ class Link(Protocol):
 
 def address(kind: str, name: str = "", /, **query: object) -> str:
     """The address of a page on the server, from its root; what is None or empty is left out."""
-    path = "/" if kind == "runs" else f"/{kind}/{quote(name)}"
+    path = {"runs": "/", "events": "/events"}.get(kind, f"/{kind}/{quote(name)}")
     asked = {key: value for key, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(asked, doseq=True)}" if asked else path
+
+
+def whole(text: str, otherwise: int) -> int:
+    """A whole number of few digits that a link holds."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else otherwise
 
 
 def toggled(sort: str, column: str) -> str:
     """How a table sorts next, when the head of a column is clicked: upwards, downwards, not."""
     return {column: f"-{column}", f"-{column}": ""}.get(sort, column)
+
+
+def pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices that are called what they are."""
+    return [(text, text) for text in texts]
 
 
 def clock(seconds: float) -> str:
@@ -78,7 +88,13 @@ class Site:
 
     def draw(self, template: str, **values: Any) -> str:
         """A page, from a template of this package."""
-        shared = {"site": self, "link": self.link, "toggled": toggled, "clock": clock}
+        shared = {
+            "site": self,
+            "link": self.link,
+            "toggled": toggled,
+            "clock": clock,
+            "pairs": pairs,
+        }
         return html.rendered(template, "holdfast.view", **shared, **values)
 
     def once(self, entry: Entry, what: object, make: Callable[[], Any]) -> Any:
