@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
-from holdfast.bounds import METHODS, Graph, Region, Rows, trace
+from holdfast.bounds import METHODS, Graph, Region, Rows, climb, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.certification.vnnlib import Part, Property, load
 from holdfast.errors import InputError, first_line
@@ -306,15 +306,17 @@ class _Search:
         """The method that proves a box, empty for none, or the counterexample that it met."""
         try:
             rows = _rows(graph, box.lo[None], box.hi[None])
+            few = int((box.hi > box.lo).sum()) <= FEW
             for method in METHODS:
                 if self.late:
                     return "", None
+                if few and method == METHODS[-1]:
+                    return self._split(box, graph)
                 self.tried.append(method)
-                rows.climb(method)
+                # the other half of the time is for the attack that follows
+                climb(rows, method, (self.end - time.monotonic()) / (2 * len(self.boxes)))
                 if bool(box.safe(rows.rounded[:, 1:] > 0)):
                     return method, None
-            if int((box.hi > box.lo).sum()) <= FEW:
-                return self._split(box, graph)
         except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
             self.tried.append(f"bounds, which failed ({first_line(error)})")
         return "", None
