@@ -22,6 +22,7 @@ from holdfast.reporting import audit, figures, scenes, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
+from holdfast.runs.samples import Samples
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -248,7 +249,7 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{manifest.model.shape}."
         )
     ids, examples = tensors["id"][:SHOWN].tolist(), []
-    rows = {row["id"]: row for row in store.read_samples(folder, ids).to_pylist()}
+    rows = {row["id"]: row for row in Samples(folder).of_ids(ids).to_pylist()}
     before, after = pairs(tensors)
     masks = {name: tensors[name] for name in store.MASKS if name in tensors}
     for k, i in enumerate(ids):

@@ -219,8 +219,8 @@ def write_samples(folder: Path, table: pa.Table) -> None:
     _write_table(folder / "samples.parquet", table, schema_of(table.column_names))
 
 
-def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
-    """The table of samples; or the rows of these ids alone, and never more than those in memory.
+def read_samples(folder: Path) -> pa.Table:
+    """The table of samples; `runs.samples` reads columns and rows of it.
 
     Raises:
         InputError: the file is missing, damaged, or holds other columns or values than a run's.
@@ -228,10 +228,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
     path, parts = folder / "samples.parquet", list[pa.Table]()
     for piece in _read_pieces(path):
         with readable(path):
-            table = _checked(migrate_samples(piece))
-            if ids is not None:
-                table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
-            parts.append(table)
+            parts.append(_checked(migrate_samples(piece)))
     return pa.concat_tables(parts)
 
 
@@ -242,13 +239,22 @@ def _checked(table: pa.Table) -> pa.Table:
         ValueError: it holds what none has.
     """
     table = table.cast(schema_of(table.column_names))
-    bare = [c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count]
-    if bare:
-        raise ValueError(f"its column {bare[0]} has empty values")
-    others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
+    for name in table.column_names:
+        check_values(name, table.column(name))
+    return table
+
+
+def check_values(name: str, column: pa.ChunkedArray) -> None:
+    """Refuse values that no column of this name in a table of samples has.
+
+    Raises:
+        ValueError: some are empty, or name no status.
+    """
+    if column.null_count and name not in _MAY_BE_NULL:
+        raise ValueError(f"its column {name} has empty values")
+    others = set(column.unique().to_pylist() if name == "status" else ()) - set(get_args(Status))
     if others:
         raise ValueError(f"it names a status {min(others)!r}")
-    return table
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:

@@ -111,7 +111,7 @@ class Site:
         return self.made[key]
 
 
-KEPT = 16  # things that are dear to make
+KEPT = 8  # things that are dear to make
 
 
 @functools.cache
