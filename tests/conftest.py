@@ -23,6 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("holdfast")
 
+pytest_plugins = ["helpers.browsing"]
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 
 

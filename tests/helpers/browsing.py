@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.viewing import TOKEN
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
@@ -33,6 +32,7 @@ def served(folder: Path) -> Iterator[str]:
     """The address of a server that shows the folder."""
     import uvicorn
 
+    from helpers.viewing import TOKEN
     from holdfast.view.index import Index
     from holdfast.view.server import application, bound
     from holdfast.view.site import Site
@@ -54,6 +54,8 @@ def served(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, served: str) -> Iterator[Any]:
     """A page that has shown the token; nothing may be refused or asked of another server."""
+    from helpers.viewing import TOKEN
+
     context = browser.new_context(base_url=served, viewport={"width": 1280, "height": 900})
     shown, faults = context.new_page(), []
     shown.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
