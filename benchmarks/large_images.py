@@ -70,11 +70,11 @@ def of_transformers(name: str) -> Callable[[], nn.Module]:
 
 # network, side, rows (0: --rows), eps in 255ths
 TASKS: dict[str, tuple[Callable[[], nn.Module], int, int, float]] = {
-    "tiny, 40 of 3x1024x1024": (tiny, 1024, 40, 1.0),
-    "ResNet-50": (of_transformers("ResNet"), 224, 0, 0.5),
-    "ViT-B/16": (of_transformers("ViT"), 224, 0, 0.5),
-    "ConvNeXt-T": (of_transformers("ConvNext"), 224, 0, 0.5),
-    "Swin-T": (of_transformers("Swin"), 224, 0, 0.5),
+    "tiny, 40 of 3x1024x1024": (tiny, 1024, 40, 2.0),
+    "ResNet-50": (of_transformers("ResNet"), 224, 0, 8.0),
+    "ViT-B/16": (of_transformers("ViT"), 224, 0, 0.25),
+    "ConvNeXt-T": (of_transformers("ConvNext"), 224, 0, 0.25),
+    "Swin-T": (of_transformers("Swin"), 224, 0, 0.25),
 }
 
 
@@ -142,7 +142,7 @@ def main() -> None:
 
 TEXT = (
     "`quick` with a budget a row, 2 cores, CPU seconds. Forwards of the attacks and of the judge "
-    "are a row's; the judge asks one of each row and two of each broken one. Those of `once` "
+    "are a row's; the judge asks one of each row and three of each broken one. Those of `once` "
     "say what the model is, whatever the number of rows. MiB are those above what is resident "
     "before the evaluation, and the peak of the process."
 )

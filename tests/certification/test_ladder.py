@@ -53,7 +53,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(out: Path | None = None, threat: str = THREAT, **options: Any) -> Run:
-    options = {"attacks": ["pgd(steps=20)"], "certifier": Ladder()} | options
+    options = {"attacks": ["pgd(steps=20)"], "certifier": Ladder(60)} | options
     return holdfast.evaluate(Net(), data(), threat, out=out, **options)
 
 
@@ -111,11 +111,12 @@ def test_where_all_is_proved_weak_attacks_do_no_harm() -> None:
 
 
 def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
-    run = certify(Net(), data(), THREAT, radius=True)
+    few = tuple(part[:10] for part in data())
+    run = certify(Net(), few, THREAT, radius=True)
     radius = run.samples.column("certified_radius").to_numpy(zero_copy_only=False)
     assert (radius[statuses(run) == "certified"] > 0.04).all()
     assert np.isfinite(radius[statuses(run) == "robust"]).all()  # less than eps is proved
-    found = holdfast.evaluate(Net(), data(), "linf(inf)", protocol="quick")
+    found = holdfast.evaluate(Net(), few, "linf(inf)", protocol="quick")
     smallest = found.samples.column("size").to_numpy(zero_copy_only=False)
     known = np.isfinite(radius) & np.isfinite(smallest)
     assert known.any()
@@ -132,7 +133,9 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
     proved = {eps: points[eps].certified_accuracy for eps in (0.04, *sizes)}
     for eps, share in proved.items():
         assert share is not None
-        alone = certify(Net(), data(), f"linf({eps})").metrics.certified_accuracy
+        alone = certify(
+            Net(), data(), f"linf({eps})", seconds_per_row=60
+        ).metrics.certified_accuracy
         assert alone is not None
         assert share.value == alone.value <= points[eps].robust_accuracy.value
     assert proved[0.04] == run.metrics.certified_accuracy
@@ -143,7 +146,7 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
 def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
     measured(tmp_path / "run", epsilons=[0.02])
     target = holdfast.wrap(Net())
-    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(60), full=True)
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
 
 
@@ -155,7 +158,7 @@ def test_a_proof_that_was_made_up_is_found(tmp_path: Path) -> None:
     columns["certified_radius"][at], columns["not_certified"][at] = 0.1, None
     table = run.samples.from_pydict(columns, schema=run.samples.schema)
     store.write_samples(tmp_path / "run", table)
-    said = verify(tmp_path / "run", holdfast.wrap(Net()), data(), certifier=Ladder(), full=True)
+    said = verify(tmp_path / "run", holdfast.wrap(Net()), data(), certifier=Ladder(60), full=True)
     assert f"certificates: crown does not prove rows {at} again." in said
 
 
@@ -303,7 +306,7 @@ def test_a_threat_with_a_goal_is_proved_not_to_reach_it(goal: str, tmp_path: Pat
     assert ("broken" in statuses(attacked)) == (goal == "'random'")
     assert not (statuses(attacked)[certified] == "broken").any()
     target = holdfast.wrap(Net())
-    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(60), full=True)
 
 
 def test_rows_of_the_goal_are_not_asked_about() -> None:
@@ -325,7 +328,7 @@ class Everything:
     def at(self, rows: torch.Tensor) -> Everything:
         raise AssertionError("no row is left")
 
-    def climb(self, method: str) -> Margins:
+    def climb(self, method: str, seconds: float) -> Margins:
         lower = torch.ones(len(self.rows), 3, dtype=torch.float64)
         return Margins(lower, 0 * lower, method)
 
@@ -375,7 +378,7 @@ def test_a_row_both_proved_and_broken_fails_the_run(
 
 def test_the_command_and_its_gate(files: tuple[Path, Path], tmp_path: Path) -> None:
     net, rows = files
-    ask = (f"{net}:build", rows, "--threat", THREAT)
+    ask = (f"{net}:build", rows, "--threat", THREAT, "--samples", "10")
     held = command("certify", *ask, "--gate", "certified_accuracy>=0.1", "--out", tmp_path / "a")
     assert held.exit_code == 0, held.output
     gate = ("--gate", "certified_accuracy.low>=0.99", "--out", tmp_path / "b")

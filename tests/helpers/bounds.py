@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.exact import farthest
 from helpers.networks import CLASSES, SHAPE, network, smallest
-from holdfast.bounds import METHODS, Margins, Rows, region, trace
+from holdfast.bounds import METHODS, Margins, Rows, climb, region, trace
 from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Threat
 
@@ -24,12 +24,14 @@ def rows_of(seed: int, n: int = 3) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (n,), generator=draws)
 
 
-def check_sound(kind: str, norm: str, seed: int, samples: int, steps: int) -> None:
+def check_sound(
+    kind: str, norm: str, seed: int, samples: int, steps: int, seconds: float = 0.02
+) -> None:
     net = network(kind, seed)
     x, y = rows_of(seed)
     around = region(x, Threat.parse(f"{norm}({SIZES[norm] * (1 + seed % 3)})"), Bounds())
     rows = Rows(trace(net, x[:1]), around, y)
-    ladder = [rows.climb(method).clone() for method in METHODS]
+    ladder = [climb(rows, method, seconds).clone() for method in METHODS]
     for looser, tighter in itertools.pairwise(ladder):
         assert bool((tighter >= looser).all())
     found = smallest(copy.deepcopy(net).double(), around, y, samples, steps)

@@ -16,6 +16,7 @@ from helpers.made_up_runs import samples
 from holdfast.evaluation.merge import _examples
 from holdfast.runs import store
 from holdfast.runs.metrics import column_of, measure, narrow
+from holdfast.runs.samples import Samples
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "growth.py"
 WRITE = """
@@ -49,8 +50,8 @@ def test_samples_are_written_and_read_in_pieces(
     store.write_samples(tmp_path, pa.concat_tables(parts))
     assert pq.ParquetFile(tmp_path / "samples.parquet").num_row_groups == 4
     assert store.read_samples(tmp_path).equals(table)
-    assert store.read_samples(tmp_path, [130, 3]).equals(table.take([3, 130]))
-    assert not len(store.read_samples(tmp_path, []))
+    assert Samples(tmp_path).of_ids([130, 3]).equals(table.take([3, 130]))
+    assert not len(Samples(tmp_path).of_ids([]))
 
 
 def test_no_samples_are_a_table_too(tmp_path: Path) -> None:

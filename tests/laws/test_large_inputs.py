@@ -95,7 +95,7 @@ def test_an_evaluation_asks_little_apart_from_its_attacks(tmp_path: Path) -> Non
     run = holdfast.evaluate(net, (x, y), "linf(0.1)", attacks=["fgsm"], out=tmp_path / "run")
     costs, broken = run.manifest.costs, run.samples.column("status").to_pylist().count("broken")
     assert 0 < broken < 24
-    assert costs.judge_forwards == 24 + 2 * broken
+    assert costs.judge_forwards == 24 + 3 * broken
     assert net.seen[0] - costs.forwards - costs.judge_forwards <= FIXED
 
 

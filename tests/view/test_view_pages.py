@@ -13,6 +13,8 @@ from helpers.commands import holdfast
 from helpers.made_up_runs import make
 from helpers.viewing import three_runs, visitor
 
+from holdfast.view import server
+
 OLD = Path(__file__).parents[1] / "situations" / "version1"
 
 
@@ -106,3 +108,24 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert "holds no run" in done.stderr
     done = holdfast("view", str(tmp_path / "nothing"))
     assert (done.exit_code, "is no folder" in done.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_is_said(runs: Path) -> None:
+    with server.bound(0) as held:
+        port = held.getsockname()[1]
+        done = holdfast("view", str(runs), "--port", port)
+    assert done.exit_code == 2
+    assert f"error: port {port} is taken by another program; give another one" in done.stderr
+
+
+def test_without_its_extra_it_says_what_to_install(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.delitem(sys.modules, "holdfast.view.server")
+    monkeypatch.delattr("holdfast.view.server")
+    for name in [name for name in sys.modules if name.startswith("starlette.")]:
+        monkeypatch.delitem(sys.modules, name)
+    done = holdfast("view", str(runs))
+    assert done.exit_code == 2
+    assert "pip install 'holdfast[view]'" in done.stderr

@@ -97,7 +97,7 @@ TRAVERSALS = (
 
 
 @pytest.mark.parametrize("path", TRAVERSALS)
-@pytest.mark.parametrize("kind", ["run", "static"])
+@pytest.mark.parametrize("kind", ["run", "static", "sample", "compare", "tradeoff"])
 def test_no_path_leads_out_of_the_folder(tmp_path: Path, kind: str, path: str) -> None:
     make(tmp_path / "shown" / "digits", n=5, shown=0)
     make(tmp_path / "secret", n=7, shown=0)

@@ -175,8 +175,7 @@ def run(
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the
             smallest is sought.)
-        pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
-            images of other classes in.
+        pool: an attacker's inputs [m, *shape] and their classes [m], to mix other classes in.
         on_step: called with the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)

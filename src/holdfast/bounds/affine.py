@@ -1,6 +1,7 @@
 """Affine operators as what they do to coefficients: those on a result become those on its parents.
 
-Coefficients are [p, *shape], or those of a window of it. A window is a slice of each axis after the
+Coefficients are [p, *shape], or those of a window of it, in float64; in float32 where bounds are
+only sought. A window is a slice of each axis after the
 channels, or () for all; what lies outside has coefficient 0.
 """
 
@@ -43,9 +44,10 @@ class General:
         return ((),) * len(self.parents)
 
     def pull(self, a: Tensor, window: Window, parents: list[Window]) -> tuple[Tensor, ...]:
-        zeros = (a.new_zeros(shape) for shape in self.parents)
+        double = whole(a, self.shape, window).double()
+        zeros = (double.new_zeros(shape) for shape in self.parents)
         _, pull, *_ = torch.func.vjp(self.value, *zeros)
-        return torch.func.vmap(pull)(whole(a, self.shape, window))
+        return tuple(part.to(a) for part in torch.func.vmap(pull)(double))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Elementwise:
 
     def pull(self, a: Tensor, window: Window, parents: list[Window]) -> tuple[Tensor, ...]:
         shape = self.scales[0].shape
-        made = (a * cropped(scale, window) for scale in self.scales)
+        made = (a * cropped(scale, window).to(a) for scale in self.scales)
         return tuple(
             part if parent == window else cropped(whole(part, shape, window), parent)
             for part, parent in zip(made, parents, strict=True)
@@ -91,7 +93,7 @@ class Linear:
         return ((),)
 
     def pull(self, a: Tensor, window: Window, parents: list[Window]) -> tuple[Tensor, ...]:
-        return (whole(a, self.shape, window) @ self.weight,)
+        return (whole(a, self.shape, window) @ self.weight.to(a),)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Convolution:
         transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
         made = transposed[len(self.stride) - 1](
             a.flatten(0, 1),
-            self.weight,
+            self.weight.to(a),
             None,
             self.stride,
             0,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.bounds.branching import METHODS, climb
 from holdfast.bounds.graph import Graph, trace, unsupported
-from holdfast.bounds.propagate import METHODS, Rows
+from holdfast.bounds.propagate import Rows
 from holdfast.bounds.regions import Region
 from holdfast.errors import InputError, SpecError, first_line, suggest
 from holdfast.norms import Linf, wide
@@ -61,6 +62,7 @@ def margins(
     threat: Threat | str,
     bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
     method: str = "crown",
+    seconds: float = 1.0,
 ) -> Margins:
     """Bound the margins of rows under all that a threat allows.
 
@@ -71,7 +73,8 @@ def margins(
         y: true classes [n].
         threat: a ball around each row, such as "linf(8/255)".
         bounds: the box of legal inputs.
-        method: "ibp", "crown" or "alpha-crown"; those before it run, too.
+        method: "ibp", "crown", "alpha-crown" or "beta-crown"; those before it run, too.
+        seconds: what "beta-crown" may take for each row.
 
     Whatever goes wrong on the way proves nothing, and stands in `reason`.
 
@@ -102,7 +105,9 @@ def margins(
     try:
         size = max(1, AT_ONCE // graph.largest)
         found = [
-            Bounded(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds).climb(method)
+            Bounded(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds).climb(
+                method, seconds
+            )
             for at in torch.arange(len(x)).split(size)
         ]
     except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
@@ -151,11 +156,10 @@ class Bounded:
         part.rows, part.inside = self.rows.at(rows), self.inside[rows]
         return part
 
-    def climb(self, method: str) -> Margins:
-        """Bound by a method, after those before it that have not run."""
-        names = list(METHODS)
-        for name in names[self.ran : names.index(method) + 1]:
-            self.rows.climb(name)
+    def climb(self, method: str, seconds: float = 1.0) -> Margins:
+        """Bound by a method, after those before it that have not run; see `branching.climb`."""
+        for name in METHODS[self.ran : METHODS.index(method) + 1]:
+            climb(self.rows, name, seconds)
             self.ran += 1
         lower = self.rows.lower
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)

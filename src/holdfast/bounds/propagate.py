@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from holdfast.bounds.affine import Window, cropped, sides, whole
-from holdfast.bounds.alpha import best_slopes
+from holdfast.bounds.alpha import best_values
 from holdfast.bounds.graph import Graph, Node
 from holdfast.bounds.regions import Interval, Region
 from holdfast.bounds.relaxations import Lines, Rule
 
-METHODS = {"ibp": 0, "crown": 0, "alpha-crown": 20}  # steps; each at least as tight as the last
+SLOPES = {"ibp": 0, "crown": 0, "alpha-crown": 20}  # steps; each at least as tight as the last
 # Numbers in the largest tensor of one backward pass: on a CPU what its caches hold.
 PART, PART_ON_CPU = 1 << 25, 1 << 17
 SPARE = 8  # operations of an entry that are no sum, such as those of a batch normalisation
@@ -96,12 +96,12 @@ class Rows:
         return ~(self.rounded > 0)
 
     def climb(self, method: str) -> Tensor:
-        """Bound by one of METHODS, and keep what is better: `lower`.
+        """Bound by one of SLOPES, and keep what is better: `lower`.
 
         "alpha-crown" goes on only where a margin is not proved, and seeks slopes for the intervals
         of those rows alone that it does not prove without.
         """
-        steps = METHODS[method]
+        steps = SLOPES[method]
         if method == "ibp":
             self._keep(through=False)
         elif not steps:
@@ -116,9 +116,19 @@ class Rows:
                 part = self.at(rows)
                 part._tighten(steps)
                 part._keep()
+                self._put(rows, part)
                 part._suppose(steps)
                 self.lower[rows], self.rounded[rows] = part.lower, part.rounded
         return self.lower
+
+    def _put(self, rows: Tensor, part: Rows) -> None:
+        """Take over what is known of these rows' intervals, and lines in them."""
+        for i, ((lo, hi), own) in enumerate(zip(self.intervals, part.intervals, strict=True)):
+            self.intervals[i] = lo.index_copy(0, rows, own[0]), hi.index_copy(0, rows, own[1])
+        for i, node in enumerate(self.graph.nodes):
+            if node.rule is not None:
+                lo, hi = self.intervals[node.parents[0]]
+                self.lines[i] = node.rule.lines(lo, hi, lo + hi)
 
     def _forward(self, i: int, node: Node) -> Interval:
         """The interval of a node from those of its parents, and its noise."""
@@ -261,11 +271,13 @@ class Rows:
         """The lower slopes that some steps find for what `backward` bounds."""
         if not steps:
             return None
-        lines = {
-            k: line.each(lambda part, window=windows[k]: cropped(part, window))
-            for k, line in self.lines.items()
-            if k < i and k in windows
-        }
+        start, limits = {}, {}
+        for k, line in self.lines.items():
+            if k < i and k in windows and line.free:
+                line = line.each(partial(cropped, window=windows[k]))
+                assert line.least is not None
+                assert line.most is not None
+                start[k], limits[k] = line.low[rows], (line.least[rows], line.most[rows])
 
         def bound(slopes: Mapping[int, Tensor], at: Tensor) -> Tensor:
             pairs = (a[at], None) if share is None else (a, share[at])
@@ -273,15 +285,13 @@ class Rows:
                 0
             ]
 
-        return best_slopes(bound, lines, rows, steps, enough)
+        return best_values(bound, start, limits, steps, enough)
 
     def _keep(self, *, through: bool = True) -> None:
         """Bound all margins, and keep what is better."""
         rows, classes = (self.lower < torch.inf).nonzero(as_tuple=True)
         found = [
-            self.backward(
-                self.last, rows[at], self._margins(rows[at], classes[at]), through=through
-            )
+            self.backward(self.last, rows[at], self.margins(rows[at], classes[at]), through=through)
             for at in self._in_parts(rows)
         ]
         self.lower, self.rounded = self.lower.clone(), self.rounded.clone()
@@ -297,7 +307,7 @@ class Rows:
         size = self._at_once(self.graph.windows(self.last, ()))
         return torch.arange(len(rows), device=rows.device).split(size)
 
-    def _margins(self, rows: Tensor, classes: Tensor) -> Tensor:
+    def margins(self, rows: Tensor, classes: Tensor) -> Tensor:
         """The coefficients of margins of rows over classes on the scores: [p, 1, k]."""
         one = torch.eye(self.lower.shape[1], dtype=torch.float64, device=self.y.device)
         return (one[self.y[rows]] - one[classes])[:, None]
@@ -306,7 +316,7 @@ class Rows:
         """`pulled` for margins of rows over classes, with the slopes that some steps find."""
         windows, found = self.graph.windows(self.last, ()), []
         for at in self._in_parts(rows):
-            a = self._margins(rows[at], classes[at])
+            a = self.margins(rows[at], classes[at])
             slopes = self._slopes(self.last, rows[at], a, None, windows, steps, 0.0)
             slope, at_0 = self.pulled(self.last, rows[at], a, windows=windows, slopes=slopes)
             assert slope is not None
@@ -355,12 +365,23 @@ class Rows:
         through: bool = True,
         slopes: Mapping[int, Tensor] | None = None,
         search: bool = False,
+        signs: Mapping[int, Tensor] | None = None,
+        seen: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Lower bounds of <a, value of a node> over the regions of these rows [p], of the network
         in real arithmetic and of the one that rounds: [2, p]. Args: see `pulled`."""
         windows = self.graph.windows(start, ()) if windows is None else windows
         slope, at_0 = self.pulled(
-            start, rows, a, share, windows=windows, through=through, slopes=slopes, search=search
+            start,
+            rows,
+            a,
+            share,
+            windows=windows,
+            through=through,
+            slopes=slopes,
+            search=search,
+            signs=signs,
+            seen=seen,
         )
         return at_0 if slope is None else at_0 + self.region.least(slope, rows, windows[0])
 
@@ -375,6 +396,8 @@ class Rows:
         through: bool = True,
         slopes: Mapping[int, Tensor] | None = None,
         search: bool = False,
+        signs: Mapping[int, Tensor] | None = None,
+        seen: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """A linear function of the input below <a, value of a node> over the regions of these rows
         [p]: its coefficients in the input's window, [p, *shape], None for none, and its value at 0
@@ -389,6 +412,9 @@ class Rows:
             through: whether to go on through activations, else their intervals are taken.
             slopes: lower slopes of activations where they are free, by node, [p, *shape] each.
             search: leave out what rounding takes.
+            signs: multipliers of what activations take, by node, [p, *shape] each, where that is
+                known to have their sign: >= 0 where it is at least 0, <= 0 where it is at most 0.
+            seen: is given the coefficients on the result of every activation, [p, *shape].
         """
         held, total = {start: a}, a.new_zeros(len(a))
         off: Tensor | float = 0.0
@@ -402,7 +428,7 @@ class Rows:
                 off = off + _taken(a, cropped(self.noise[i], window), rows, share)
             if node.affine:
                 if node.at_0 is not None:
-                    at_0 = cropped(node.at_0, window)
+                    at_0 = cropped(node.at_0, window).to(a)
                     total = total + a.flatten(1) @ at_0.flatten()
                 parts = node.affine.pull(a, window, [windows[p] for p in node.parents])
             else:
@@ -422,6 +448,10 @@ class Rows:
                 lines = self.lines[i].each(partial(cropped, window=window))
                 at_0, parts = _relaxed(node.rule, lines, rows, a, (slopes or {}).get(i))
                 total = total + at_0
+                if seen is not None:
+                    seen[i] = a
+                if signs and i in signs:  # Lagrange's dual
+                    parts = (parts[0] - cropped(signs[i], window),)
             _add(held, node.parents, parts)
         return slope, torch.stack([total, total - off])
 

@@ -34,6 +34,15 @@ class Lines:
     least: Tensor | None = None
     most: Tensor | None = None
 
+    @property
+    def free(self) -> bool:
+        """Whether some slope of a lower line may change."""
+        return (
+            self.least is not None
+            and self.most is not None
+            and bool((self.least < self.most).any())
+        )
+
     def each(self, change: Callable[[Tensor], Tensor]) -> Lines:
         """The same with every tensor changed."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -2,5 +2,6 @@
 
 from holdfast.certification.certify import certify
 from holdfast.certification.ladder import Ladder
+from holdfast.certification.properties import Decision, decide
 
-__all__ = ["Ladder", "certify"]
+__all__ = ["Decision", "Ladder", "certify", "decide"]

@@ -68,8 +68,8 @@ class Methods:
 
 @dataclass(frozen=True)
 class Ladder:
-    """IBP, then CROWN, then alpha-CROWN, each on the rows that are left; of trees the leaves that
-    are reached, and then what is exact.
+    """IBP, CROWN, alpha-CROWN and beta-CROWN, each on the rows that are left; of trees the leaves
+    that are reached, and then what is exact.
 
     Args:
         seconds_per_row: of all methods, on average over the rows of a chunk. What row is proved
@@ -95,7 +95,7 @@ class Ladder:
 
 
 def methods_of(target: Target, threat: Threat, seconds: float) -> Methods:
-    """The methods for a model; of trees the last one takes up to so many seconds a row.
+    """The methods for a model, of which the last one takes up to so many seconds a row.
 
     Raises:
         InputError: it is none that they can follow.
@@ -106,7 +106,7 @@ def methods_of(target: Target, threat: Threat, seconds: float) -> Methods:
     except InputError as error:
         return _methods_of_trees(_trees(target, error), target, threat, seconds)
     check_no_schema(threat)
-    return _methods_of_network(network, target)
+    return _methods_of_network(network, target, seconds)
 
 
 def _trees(target: Target, otherwise: InputError) -> Trees:
@@ -163,8 +163,11 @@ def _methods_of_trees(trees: Trees, target: Target, threat: Threat, seconds: flo
 class _NetworkRows:
     """A `Group` whose bounds only get tighter; nothing is computed before the first method."""
 
-    def __init__(self, graph: Graph, target: Target, x: Tensor, y: Tensor, threat: Threat) -> None:
-        self.graph, self.target, self.rows = graph, target, (x, y, threat)
+    def __init__(
+        self, graph: Graph, target: Target, seconds: float, x: Tensor, y: Tensor, threat: Threat
+    ) -> None:
+        self.graph, self.target, self.seconds = graph, target, seconds
+        self.rows = x, y, threat
 
     @cached_property
     def bounded(self) -> Bounded:
@@ -173,17 +176,18 @@ class _NetworkRows:
         return Bounded(self.graph, x, y, threat, self.target.bounds)
 
     def climb(self, method: str) -> Tensor:
-        return self.bounded.climb(method).certified.cpu()
+        return self.bounded.climb(method, self.seconds).certified.cpu()
 
     def at(self, rows: Tensor) -> _NetworkRows:
         x, y, threat = self.rows
-        part = _NetworkRows(self.graph, self.target, x[rows], y[rows], threat.of_rows(rows))
+        given = x[rows], y[rows], threat.of_rows(rows)
+        part = _NetworkRows(self.graph, self.target, self.seconds, *given)
         if "bounded" in vars(self):
             part.bounded = self.bounded.at(rows)
         return part
 
 
-def _methods_of_network(network: nn.Module, target: Target) -> Methods:
+def _methods_of_network(network: nn.Module, target: Target, seconds: float) -> Methods:
     device, dtype = target.batcher.device, target.batcher.dtype
     if device.type != "cpu" and _coarse():
         raise InputError(
@@ -197,7 +201,10 @@ def _methods_of_network(network: nn.Module, target: Target) -> Methods:
     kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
     group = max(1, min(GROUP, AT_ONCE // graph.largest))
     return Methods(
-        tuple(METHODS), partial(_NetworkRows, graph, target), group, max(group, KEPT // kept)
+        METHODS,
+        partial(_NetworkRows, graph, target, seconds),
+        group,
+        max(group, KEPT // kept),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options, texts, writing
+from holdfast.cli import options, properties, texts, writing
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 def attack(
     model: options.Model,
-    data: options.Data,
+    data: options.DataOrNone = None,
     *,
     adversary: options.ThreatOptions,
+    threat: options.ThreatOrNone = None,
+    vnnlib: properties.Vnnlib = None,
     access: options.AccessOptions,
     how: options.ModelOptions,
     rows: options.DataOptions,
@@ -32,12 +34,13 @@ def attack(
     ] = None,
     samples: options.Samples = None,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            help="Where the examples go: an .npz with x, y, id, broken, wrong and size.",
+            help="Where the examples go: an .npz with x, y, id, broken, wrong and size; default "
+            "adversarial.npz. With --vnnlib a .txt; default next to the property.",
             metavar="FILE",
         ),
-    ] = Path("adversarial.npz"),
+    ] = None,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -48,15 +51,32 @@ def attack(
     seed: options.Seed = 0,
 ) -> int:
     """Craft examples for every row: the broken point where one was found, else the last one
-    tried."""
+    tried. Or seek a counterexample of a property of VNN-LIB."""
+    if vnnlib is not None:
+        others = {"data": data, "samples": samples, "png": png}
+        properties.answer(
+            model,
+            vnnlib,
+            how,
+            {**adversary, **access, **rows, **others},
+            out=out,
+            seconds=None,
+            prove=False,
+            attack=attack,
+            seed=seed,
+        )
+        return 0
+    properties.check_asked(data, threat)
+    assert data is not None
+    out = out or Path("adversarial.npz")
     writing.check_new(out, ".npz", "examples are saved as .npz")
     if png is not None and texts.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
     from holdfast.evaluation.attack import craft
 
     target, source = options.open_attacked(model, data, how, rows, **access)
-    threat = options.open_threat(**adversary)
-    made = craft(target, source, threat, attack, samples=texts.rows_of(samples), seed=seed)
+    asked = options.open_threat(**adversary)
+    made = craft(target, source, asked, attack, samples=texts.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
         raise InputError(
             "--png saves images of one or three channels whose values the attack changes, not "

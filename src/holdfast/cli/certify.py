@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from holdfast.cli import options, texts, writing
+from holdfast.cli import options, properties, texts, writing
 from holdfast.cli.evaluate import check_seconds, conclude, echo_estimate
 
 
 def certify(
     model: options.Model,
-    data: options.Data,
+    data: options.DataOrNone = None,
     *,
     adversary: options.ThreatOptions,
+    threat: options.ThreatOrNone = None,
+    vnnlib: properties.Vnnlib = None,
     how: options.ModelOptions,
     rows: options.DataOptions,
     part: options.PartOptions,
     proofs: options.ProofOptions,
+    export: properties.Export = None,
     groups: options.Groups = None,
     max_seconds: options.MaxSeconds = None,
     where: options.RunOptions,
@@ -23,15 +26,36 @@ def certify(
     json: options.Json = False,
 ) -> int:
     """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
-    Nothing is attacked: `evaluate --certify` does both."""
+    Nothing is attacked: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
+    if vnnlib is not None:
+        others = {"data": data, "gate": gate, "groups": groups, "export": export}
+        return properties.answer(
+            model,
+            vnnlib,
+            how,
+            {**adversary, **rows, **part, **proofs, **others, "resume": where["resume"]},
+            out=where["out"],
+            seconds=max_seconds,
+            prove=True,
+            seed=seed,
+            as_json=json,
+        )
+    properties.check_asked(data, threat)
+    assert data is not None
     from holdfast.runs import gates
 
     conditions = [gates.parse(text) for text in gate or ()]
     check_seconds(max_seconds)
+    properties.check_export(export, part["shard"])
     folder = options.folder_of(model, f"{adversary['threat']}-certify", part["shard"], **where)
     from holdfast.certification import certify as prove
     from holdfast.evaluation.facts import Names
 
+    asked = options.open_threat(**adversary)
+    if export is not None:
+        from holdfast.certification.exchange import check_exported
+
+        check_exported(asked)
     rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows)
     with writing.resumable(folder) as here:
@@ -39,7 +63,7 @@ def certify(
             run = prove(
                 target,
                 source,
-                options.open_threat(**adversary),
+                asked,
                 **{name: value for name, value in proofs.items() if value is not None},
                 samples=options.rows_to_measure(source, **part),
                 seed=seed,
@@ -51,4 +75,6 @@ def certify(
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )
+        if export is not None:
+            properties.write_open(export, run, target, source, asked)
         return conclude(run, conditions, strict=False, json=json)

@@ -42,24 +42,22 @@ Model = Annotated[
         metavar="MODEL",
     ),
 ]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
-    ),
-]
+_data = typer.Argument(
+    help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
+)
+Data = Annotated[str, _data]
+DataOrNone = Annotated[str | None, _data]
 Folder = Annotated[
     Any, typer.Argument(help="A run folder, or its URL.", metavar="RUN", parser=place)
 ]
-ThreatText = Annotated[
-    str,
-    typer.Option(
-        "--threat",
-        help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)"; to attack images also '
-        '"rotation(30, 3)", "flow(1)", "patch(5)".',
-        metavar="THREAT",
-    ),
-]
+_threat = typer.Option(
+    "--threat",
+    help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)"; to attack images also '
+    '"rotation(30, 3)", "flow(1)", "patch(5)".',
+    metavar="THREAT",
+)
+ThreatText = Annotated[str, _threat]
+ThreatOrNone = Annotated[str | None, _threat]
 RawRange = Annotated[
     str | None,
     about_data(

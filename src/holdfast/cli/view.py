@@ -15,15 +15,30 @@ def view(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Of this machine; 0: a free one.", metavar="PORT")
     ] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The data that were measured: shows originals.", metavar="DATA"),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Write the pages there, as files, and end.", metavar="DIR"),
+    ] = None,
 ) -> int:
     """Show runs in a browser: list, pages of runs, samples one by one. It serves this machine
     alone, until Ctrl-C."""
     import secrets
 
     from holdfast.view.index import Index
+    from holdfast.view.originals import Originals
     from holdfast.view.site import Site
 
-    site = Site(Index(folder))
+    site = Site(Index(folder), originals=None if data is None else Originals(data))
+    if bundle is not None:
+        from holdfast.view.bundle import write
+
+        pages = write(site, bundle)
+        typer.echo(f"{pages:,} pages: {bundle / 'index.html'}")
+        return 0
     try:
         from holdfast.view import server
     except ModuleNotFoundError as error:

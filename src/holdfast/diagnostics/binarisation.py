@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.problem import Pool, Problem
+from holdfast.memory import rows_at_once
 from holdfast.rng import Keys
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Threat, Untargeted
 
-INNER, SHARE = 64, 0.95  # points that the new head calls inner, within this share of eps
+# points that the new head calls inner, as far as memory holds them, within this share of eps
+INNER, SHARE = 64, 0.95
 CHANCE = 32  # random points of which none may be a solution
 
 
@@ -140,6 +142,7 @@ def missed(
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)
+    points = rows_at_once(x.shape[1:], INNER)
     with sealed(seed):
         try:
             planted = Planted(target, x)
@@ -149,19 +152,19 @@ def missed(
         for i, lead in enumerate(planted.lead.tolist()):
             row, keys = (
                 x[i : i + 1],
-                Keys.of(seed, torch.arange(INNER, device=x.device)).fold("planted", int(ids[i])),
+                Keys.of(seed, torch.arange(points, device=x.device)).fold("planted", int(ids[i])),
             )
             inner = _around(
                 target,
                 row,
                 threat,
-                SHARE * threat.norm.sample(keys, row.expand(INNER, *row.shape[1:])),
+                SHARE * threat.norm.sample(keys, row.expand(points, *row.shape[1:])),
             )
             edge = _around(target, row, threat, threat.norm.extreme(keys.fold("edge"), inner)[:1])
             chance = _around(
                 target, row, threat, threat.norm.sample(keys.fold("chance"), inner)[:CHANCE]
             )
-            forwards += INNER + 1
+            forwards += points + 1
             if not planted.plant(torch.cat([row, inner[1:]]), edge, lead):
                 continue
             label = planted.target.task.predict(

@@ -400,7 +400,8 @@ def judge_chunk(
 def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
     at = state.size.isfinite().nonzero()[:, 0]
     shown = state.shown(at)
-    ruling = judge.rule(settings.target, shown, settings.seed, steady=settings.steady)
+    # always asked twice: a defence may draw only where it takes an input for an attack
+    ruling = judge.rule(settings.target, shown, settings.seed)
     widest = settings.threat.at(max(settings.measured))
     legal, size = judge.within(settings.target, widest, state.batch[at], state.best[at])
     agreed = meets_goal(state.threat.of_rows(at), ruling.label.cpu(), state.y[at])

@@ -26,6 +26,7 @@ from holdfast.diagnostics.probe import CleanRows
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
 from holdfast.evaluation.chunk import SearchSettings, chunks
+from holdfast.evaluation.contract import LARGE
 from holdfast.evaluation.probing import clean_rows
 from holdfast.memory import rows_at_once
 from holdfast.targets.target import Access
@@ -33,6 +34,7 @@ from holdfast.targets.target import Access
 ROWS = 128  # that the forecast is made on; on all of them the longest of the short runs is timed
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
 FEW = 16  # rows of the short runs
+FEW_LARGE = 8  # rows for all of it, of inputs that are dear to ask about
 SHORT = (2, 4, 8)  # their steps
 SHARE = 0.1  # of the time that is left, what the forecast may take, where time is limited
 # from this power of the steps on, the cost of a run is taken to grow faster than they do
@@ -113,7 +115,8 @@ def forecast(
     start, stop = part
     n, time_left = stop - start, settings.deadline - time.monotonic()
     bill = Bill(n, len(chunks(part, source.shape)), until=time.monotonic() + SHARE * time_left)
-    looked = min(n, rows_at_once(source.shape, ROWS))
+    large = math.prod(source.shape) > LARGE
+    looked = min(n, rows_at_once(source.shape, FEW_LARGE if large else ROWS))
     rows = clean_rows(
         settings.target, source, settings.threat, start, start + looked, settings.seed
     )

@@ -89,17 +89,15 @@ def evaluate(
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
-            with its bounds.
+        model: what `holdfast.wrap` takes; inputs outside [0, 1] need it wrapped with its bounds.
         data: what `holdfast.data.as_source` takes: (x [n, *shape], y [n]) with x in raw units
             within the model's bounds, a Dataset, a table, a text as on the command line, ... Of a
             multi-label or regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
             pixels): it is then linf on the movement's parameters, see `holdfast.threats.spatial`.
-        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given;
-            `none`: nothing is attacked.
-        attacks: the user's own list, as specs or objects.
+        protocol: `quick`, `standard`, `thorough`, `autoattack`, or `none`: nothing is attacked.
+        attacks: the user's own list in its place, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
         epsilons: further eps to run at: a curve; of boxes and masks each a run in `out`/curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.

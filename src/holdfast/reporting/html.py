@@ -22,6 +22,7 @@ from holdfast.reporting import audit, figures, scenes, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
+from holdfast.runs.samples import Samples
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -227,10 +228,10 @@ def _most_changed(folder: Path, manifest: Manifest) -> list[tables.ColumnChanges
     tensors, columns = store.read_gallery(folder), manifest.data.columns
     if not tensors or tensors["x"].shape[1:] != (len(columns),):
         return []
-    return tables.most_changed(columns, *_pairs(tensors))
+    return tables.most_changed(columns, *pairs(tensors))
 
 
-def _pairs(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def pairs(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Originals and examples [n, *shape] float64: the originals as the examples' type holds them,
     so that what it rounds is no change."""
     x, x_adv = tensors["x"], tensors["x_adv"]
@@ -248,26 +249,52 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{manifest.model.shape}."
         )
     ids, examples = tensors["id"][:SHOWN].tolist(), []
-    rows = {row["id"]: row for row in store.read_samples(folder, ids).to_pylist()}
-    before, after = _pairs(tensors)
+    rows = {row["id"]: row for row in Samples(folder).of_ids(ids).to_pylist()}
+    before, after = pairs(tensors)
     masks = {name: tensors[name] for name in store.MASKS if name in tensors}
     for k, i in enumerate(ids):
         if (row := rows.get(i)) is None:
             raise InputError(
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
-        example = _example(row, before[k], after[k], manifest)
-        if example.pictures and (masks or manifest.model.task.startswith("detection")):
-            own = {name: mask[k] for name, mask in masks.items()}
-            pictures, said = scenes.shown(manifest, row, before[k], after[k], own)
-            example = replace(example, pictures=pictures, said=said)
-        examples.append(example)
+        own = {name: mask[k] for name, mask in masks.items()}
+        examples.append(example(manifest, row, before[k], after[k], own))
     columns = manifest.data.columns
     if tensors["x"].shape[1:] == (len(columns),):
         lists = tables.changes(columns, before, after, SHOWN)
-        pairs = zip(examples, lists, strict=True)
-        examples = [replace(e, changes=found, changed=len(found)) for e, found in pairs]
+        both = zip(examples, lists, strict=True)
+        examples = [replace(e, changes=found, changed=len(found)) for e, found in both]
     return len(tensors["id"]), examples
+
+
+def example(
+    manifest: Manifest,
+    row: dict[str, Any],
+    x: np.ndarray,
+    x_adv: np.ndarray,
+    masks: dict[str, np.ndarray],
+) -> Example:
+    """An example x_adv [*shape] and its original x, as pages show them; of a row of a table
+    without its changes.
+
+    Args:
+        row: of samples.parquet.
+        masks: of a segmenter, [h, w] each, by `store.MASKS`.
+    """
+    found = _example(row, x, x_adv, manifest)
+    if not found.pictures or not (masks or manifest.model.task.startswith("detection")):
+        return found
+    pictures, said = scenes.shown(manifest, row, x, x_adv, masks)
+    return replace(found, pictures=pictures, said=said)
+
+
+def picture(manifest: Manifest, x: np.ndarray) -> str:
+    """One input [*shape] as a data URI; empty where it is no image."""
+    layout, (low, high) = manifest.model.layout, manifest.model.bounds
+    grey = x.ndim == 2 and min(x.shape) >= SMALLEST
+    if not (grey or words.is_image(x.shape, layout)) or max(x.shape) > LARGEST:
+        return ""
+    return scenes.png((x - low) / (high - low), layout)
 
 
 def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest) -> Example:
@@ -278,14 +305,13 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
     at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
     widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))
     changed, pictures = int(np.count_nonzero(difference)), ()
-    grey = x.ndim == 2 and min(x.shape) >= SMALLEST
-    layout, (low, high) = manifest.model.layout, manifest.model.bounds
-    if (grey or words.is_image(x.shape, layout)) and max(x.shape) <= LARGEST:
+    if original := picture(manifest, x):
+        layout, (low, high) = manifest.model.layout, manifest.model.bounds
         reach = float(np.abs(difference[at])) / (high - low)
         times = float(f"{0.5 / (reach or 0.5):.2g}")
         pictures = (
-            ("original", scenes.png((x - low) / (high - low), layout)),
-            ("adversarial", scenes.png((x_adv - low) / (high - low), layout)),
+            ("original", original),
+            ("adversarial", picture(manifest, x_adv)),
             (f"change × {times:g}", scenes.png(0.5 + times * difference / (high - low), layout)),
         )
     return Example(row, changed, widest, pictures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -170,6 +171,18 @@ def tests(f: Paired) -> str:
     )
 
 
+def shown(found: Comparison) -> dict[str, Any]:
+    """What the sections of a comparison show, by the names that their template has for it."""
+    return {
+        "c": found,
+        "threat": words.as_typed(found.threat),
+        "said": sentences(found),
+        "tests": [tests(f) for f in reversed(found.figures)],
+        "names": names(found),
+        "warnings": warnings(found),
+    }
+
+
 def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] = ()) -> Path:
     """Write the comparison as a page. It links to the pages of the two runs, where they have some.
 
@@ -184,12 +197,7 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
         tradeoff = Markup(figures.tradeoff(*ends, epochs, names(found)))
     content = html.rendered(
         "paired.html.j2",
-        c=found,
-        threat=words.as_typed(found.threat),
-        said=sentences(found),
-        tests=[tests(f) for f in reversed(found.figures)],
-        names=names(found),
-        warnings=warnings(found),
+        **shown(found),
         links=[
             quote(os.path.relpath(page, path.parent)) if page.exists() else None
             for page in (Path(run) / "report.html" for run in found.runs)

@@ -128,6 +128,24 @@ def compare(first: Run | Path | str, second: Run | Path | str) -> Comparison:
         return _compared(folders, facts)
 
 
+def changed(first: Path, second: Path) -> pa.Table:
+    """The samples of two finished runs whose status differs: `id`, and the statuses `first` and
+    `second`.
+
+    Raises:
+        InputError: as `compare`.
+    """
+    folders = first, second
+    facts = store.read_manifest(first), store.read_manifest(second)
+    _check_same(folders, *facts)
+    with store.untrusted(second):
+        tables, _ = _asked(folders, facts)
+        statuses = [column_of(table, "status") for table in tables]
+        at = np.flatnonzero(statuses[0] != statuses[1])
+        ids = tables[0].column("id").to_numpy()[at]
+        return pa.table({"id": ids, "first": statuses[0][at], "second": statuses[1][at]})
+
+
 def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> Comparison:
     tables, skipped = _asked(folders, facts)
     label = tables[0].column("label").to_numpy()

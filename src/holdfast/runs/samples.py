@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from holdfast.errors import InputError
 from holdfast.runs.metrics import SAMPLES, schema_of
 from holdfast.runs.migration import COLUMNS
-from holdfast.runs.store import readable
+from holdfast.runs.store import check_values, readable
 
 
 class Samples:
@@ -55,7 +55,7 @@ class Samples:
         """
         with readable(self.path):
             groups = list(range(self._file.num_row_groups))
-            return self._typed(name, self._read(groups, name))
+            return self._read(groups, name)
 
     def rows(self, at: Sequence[int] | np.ndarray, names: Sequence[str]) -> pa.Table:
         """Some columns of the rows at these places, in their order.
@@ -70,15 +70,26 @@ class Samples:
         local = pa.array(places - self._ends[held] + starts[group_of])
         with readable(self.path):
             columns = {
-                name: self._typed(name, self._read(groups.tolist(), name).take(local))
+                name: self._read(groups.tolist(), name).take(local).cast(self.kinds[name])
                 for name in names
             }
-            return pa.table(columns)
+            found = pa.table(columns)
+        pa.default_memory_pool().release_unused()  # what was read to take a few rows of
+        return found
+
+    def of_ids(self, ids: Sequence[int]) -> pa.Table:
+        """All columns of the samples of these ids, in the order of the file; of those alone that it
+        holds.
+
+        Raises:
+            InputError: as `column`.
+        """
+        return self.rows(np.flatnonzero(np.isin(self.column("id").to_numpy(), ids)), self.names)
 
     def _read(self, groups: list[int], name: str) -> pa.ChunkedArray:
-        return self._file.read_row_groups(groups, columns=[self._stored[name]]).column(0)
-
-    def _typed(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """A column of some row groups, of the type and with the values that a run's has."""
+        column = self._file.read_row_groups(groups, columns=[self._stored[name]]).column(0)
+        check_values(name, column)
         kind = self.kinds[name]
         if pa.types.is_dictionary(column.type) and column.type.value_type == kind:
             return column

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from holdfast.errors import InputError, first_line
@@ -219,8 +219,8 @@ def write_samples(folder: Path, table: pa.Table) -> None:
     _write_table(folder / "samples.parquet", table, schema_of(table.column_names))
 
 
-def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
-    """The table of samples; or the rows of these ids alone, and never more than those in memory.
+def read_samples(folder: Path) -> pa.Table:
+    """The table of samples; `runs.samples` reads columns and rows of it.
 
     Raises:
         InputError: the file is missing, damaged, or holds other columns or values than a run's.
@@ -228,10 +228,7 @@ def read_samples(folder: Path, ids: Sequence[int] | None = None) -> pa.Table:
     path, parts = folder / "samples.parquet", list[pa.Table]()
     for piece in _read_pieces(path):
         with readable(path):
-            table = _checked(migrate_samples(piece))
-            if ids is not None:
-                table = table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
-            parts.append(table)
+            parts.append(_checked(migrate_samples(piece)))
     return pa.concat_tables(parts)
 
 
@@ -242,13 +239,22 @@ def _checked(table: pa.Table) -> pa.Table:
         ValueError: it holds what none has.
     """
     table = table.cast(schema_of(table.column_names))
-    bare = [c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count]
-    if bare:
-        raise ValueError(f"its column {bare[0]} has empty values")
-    others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
+    for name in table.column_names:
+        check_values(name, table.column(name))
+    return table
+
+
+def check_values(name: str, column: pa.ChunkedArray) -> None:
+    """Refuse values that no column of this name in a table of samples has.
+
+    Raises:
+        ValueError: some are empty, or name no status.
+    """
+    if column.null_count and name not in _MAY_BE_NULL:
+        raise ValueError(f"its column {name} has empty values")
+    others = set(column.unique().to_pylist() if name == "status" else ()) - set(get_args(Status))
     if others:
         raise ValueError(f"it names a status {min(others)!r}")
-    return table
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:
@@ -400,6 +406,28 @@ def evidence(folder: Path) -> Iterator[dict[str, np.ndarray]]:
         for name in tensors.keys() - {"id"}:
             _check_rows(path, tensors, name)
         yield tensors
+
+
+def example(folder: Path, sample: int) -> np.ndarray | None:
+    """The stored example [*shape] of one row, the only one that is read; None: there is none.
+
+    Raises:
+        InputError: a shard is damaged, or the example holds what is not finite.
+    """
+    for path in sorted((folder / "adversarial").glob("*.safetensors")):
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise InputError(f"cannot read {path}: it is no file. {_DAMAGED}")
+        try:
+            with safe_open(path, "numpy") as shard:
+                at = np.flatnonzero(shard.get_tensor("id") == sample)
+                found = [np.asarray(shard.get_slice("x")[int(place)]) for place in at[:1]]
+        except (OSError, SafetensorError, *_ODD) as error:
+            raise InputError(f"cannot read {path}: {first_line(error)}. {_DAMAGED}") from error
+        for x in found:
+            if x.dtype.kind not in "fui" or not (np.abs(x.astype(np.float64)) < 1e30).all():
+                raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
+            return x
+    return None
 
 
 def _check_rows(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> None:

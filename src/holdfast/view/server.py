@@ -32,13 +32,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.errors import HoldfastError, InputError
-from holdfast.view import run, runs, samples
+from holdfast.memory import give_back_freed
+from holdfast.view import compare, run, runs, sample, samples
 from holdfast.view.site import Missing, Query, Site, static
 
 HOST = "127.0.0.1"
 LOOK = 1.0  # seconds between two looks for what has changed
 Page = Callable[[Site, str, Query], str]
-PAGES: dict[str, Page] = {"run": run.page, "samples": samples.page}
+PAGES: dict[str, Page] = {"run": run.page, "samples": samples.page, "sample": sample.page}
+PAGES |= {"compare": compare.page, "tradeoff": compare.tradeoff}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -180,6 +182,7 @@ def bound(port: int) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind((HOST, port))
+        held.listen()  # so that a browser may be faster than the server
     except OSError as error:
         held.close()
         why = "is taken by another program" if error.errno == errno.EADDRINUSE else error.strerror
@@ -192,6 +195,7 @@ def bound(port: int) -> socket.socket:
 
 def serve(site: Site, held: socket.socket, token: str) -> None:
     """Answer until Ctrl-C."""
+    give_back_freed()
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False}
     app = application(site, token, held.getsockname()[1])
     config = uvicorn.Config(

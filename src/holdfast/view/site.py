@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from holdfast.errors import InputError
 from holdfast.reporting import html
 from holdfast.view.index import Entry, Index
+from holdfast.view.originals import Originals
 
 STATIC = {
     "report.css": ("holdfast.reporting", "text/css"),
@@ -70,6 +71,7 @@ class Site:
     index: Index
     link: Link = address
     live: bool = True
+    originals: Originals | None = None  # the rows of data that the user names
     made: dict[object, Any] = field(default_factory=dict)  # what is dear to make, by what it is of
 
     def entry(self, name: str) -> Entry:
@@ -109,7 +111,7 @@ class Site:
         return self.made[key]
 
 
-KEPT = 16  # things that are dear to make
+KEPT = 8  # things that are dear to make
 
 
 @functools.cache

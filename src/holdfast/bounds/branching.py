@@ -1,0 +1,227 @@
+"""Branch and bound: a margin's region is split by the signs of what ReLUs take, until the margin is
+proved on every part.
+
+beta-CROWN: Wang et al. 2021, arXiv:2103.06624. Which ReLU is split is tried on the best candidates
+(De Palma et al. 2021, arXiv:2104.06718).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from holdfast.bounds.affine import Window
+from holdfast.bounds.alpha import best_values
+from holdfast.bounds.propagate import LEAST, SLOPES, Rows
+from holdfast.bounds.relaxations import Bent
+
+METHODS = (*SLOPES, "beta-crown")  # each at least as tight as the last
+# Of Adam: on the whole region, on each part, and on a part in which every ReLU has a sign.
+FIRST_STEPS, STEPS, LAST_STEPS = 50, 10, 200
+SPLIT = 32  # parts that are split at once
+TRIED = 3  # ReLUs of a part that are tried
+MOST = 1 << 30  # bytes of the parts that are left
+
+# Of parts of a region: by a name and an activation's node, [parts, *shape] each.
+#   sign: 1 or -1 where the part is that of one sign of what the activation takes, else 0: int8
+#   slope: of lower lines
+#   multiplier: of the signs, at least 0
+# and by a name and 0, [parts] each.
+#   lower: a bound of the margin
+#   split: the place of the ReLU to split next, among all; -1: every one has a sign
+State = dict[tuple[str, int], Tensor]
+Key = TypeVar("Key")
+
+
+def climb(rows: Rows, method: str, seconds: float = 1.0) -> Tensor:
+    """Bound by one of METHODS, and keep what is better: `rows.lower`.
+
+    "beta-crown" is to follow "alpha-crown". It takes up to so many seconds for each row that is
+    left, whose smallest margin it tries first.
+    """
+    if method in SLOPES:
+        return rows.climb(method)
+    for row in rows.left.any(1).nonzero():
+        end, part = time.monotonic() + seconds, rows.at(row)
+        for wrong in part.rounded[0].argsort():
+            if not bool(part.left[0, wrong]):
+                continue
+            if not branch(part, wrong, end):
+                break
+            rows.lower[row, wrong] = rows.rounded[row, wrong] = LEAST
+    return rows.lower
+
+
+def branch(rows: Rows, wrong: Tensor, end: float) -> bool:
+    """Whether the margin of a single row over a class is proved before a time `end` (of
+    `time.monotonic`)."""
+    if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
+        return False
+    margin = _Margin(rows, wrong)
+    state = margin.opened(margin.whole(), FIRST_STEPS)
+    while parts := len(state["lower", 0]):
+        if time.monotonic() >= end or parts * margin.size > MOST:
+            return False
+        able = state["split", 0] >= 0
+        if not bool(able.all()):  # only the multipliers are left to do better
+            if len(margin.opened(_taken(state, ~able), LAST_STEPS)["lower", 0]):
+                return False
+            state = _taken(state, able)
+            continue
+        order = state["lower", 0].argsort()
+        now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
+        new = margin.opened(margin.halves(now, now["split", 0]), STEPS)
+        state = {key: torch.cat([later[key], new[key]]) for key in later}
+    return True
+
+
+def _taken(state: dict[Key, Tensor], at: Tensor) -> dict[Key, Tensor]:
+    return {key: value[at] for key, value in state.items()}
+
+
+class _Margin:
+    """A margin of a single row: bounds are sought in float32, and what they prove is proved in
+    float64."""
+
+    def __init__(self, rows: Rows, wrong: Tensor) -> None:
+        self.double = rows
+        self.single = rows.each(lambda part: part.float() if part.is_floating_point() else part)
+        nodes = rows.graph.nodes
+        self.bent = [i for i, node in enumerate(nodes) if isinstance(node.rule, Bent)]
+        self.shapes = [nodes[i].shape for i in self.bent]
+        self.size = 9 * sum(map(prod, self.shapes))  # bytes of a part
+        self.windows: dict[int, Window] = dict.fromkeys(range(len(nodes)), ())
+        self.margin = rows.margins(torch.zeros_like(wrong)[None], wrong[None])
+        # what rounding takes, and a quarter more
+        real, rounded = self._bound(*self._fitted(self.whole(), rows)).flatten().tolist()
+        self.enough = 1.25 * (real - rounded) + 1e-6
+
+    def whole(self) -> State:
+        """The whole region as the only part."""
+        state: State = {}
+        for k, shape in zip(self.bent, self.shapes, strict=True):
+            state["sign", k] = torch.zeros((1, *shape), dtype=torch.int8, device=self.margin.device)
+            state["slope", k] = self.single.lines[k].low
+            state["multiplier", k] = torch.zeros_like(state["slope", k])
+        return state
+
+    def halves(self, state: State, places: Tensor) -> State:
+        """Each part twice: where the ReLU at its place is positive, then where it is negative."""
+        made = {key: torch.cat([value, value]) for key, value in state.items()}
+        places, first = torch.cat([places, places]), 0
+        side = torch.ones_like(places)
+        side[len(side) // 2 :] = -1
+        for k, shape in zip(self.bent, self.shapes, strict=True):
+            here = ((places >= first) & (places < first + prod(shape))).nonzero().flatten()
+            flat = made["sign", k].flatten(1)
+            flat[here, places[here] - first] = side[here].to(flat)
+            first += prod(shape)
+        return made
+
+    def opened(self, state: State, steps: int) -> State:
+        """The parts on which the margin is not proved, bounded with the best slopes and
+        multipliers that so many steps find, and what to split of each next."""
+        rows, state = self._fitted(state, self.single)
+        limits = {}
+        for k in self.bent:
+            line, sign = rows.lines[k], state["sign", k]
+            if line.free:
+                limits["slope", k] = line.least, line.most
+            if bool(sign.any()):
+                limits["multiplier", k] = (
+                    torch.zeros_like(line.low),
+                    torch.where(sign == 0, 0.0, torch.inf),
+                )
+
+        def bound(values: Mapping[tuple[str, int], Tensor], at: Tensor) -> Tensor:
+            signs = {key: sign[at] for key, sign in state.items() if key[0] == "sign"}
+            return self._bound(rows, {**signs, **values}, at)[0]
+
+        start = {key: state[key] for key in limits}
+        state |= best_values(bound, start, limits, steps, self.enough)
+        seen: dict[int, Tensor] = {}
+        state["lower", 0] = self._bound(rows, state, seen=seen)[0]
+        open_ = self._open(state).nonzero().flatten()
+        state, seen = _taken(state, open_), _taken(seen, open_)
+        state["split", 0] = self._chosen(state, seen)
+        return state
+
+    def _fitted(self, state: State, of: Rows) -> tuple[Rows, State]:
+        """The row once a part, with the lines that the signs leave it, and slopes within them."""
+        parts = len(state["sign", self.bent[0]])
+        rows, state = of.each(lambda part: part.expand(parts, *part.shape[1:])), dict(state)
+        for k in self.bent:
+            node, sign = rows.graph.nodes[k], state["sign", k]
+            lo, hi = rows.intervals[node.parents[0]]
+            lo = torch.where(sign > 0, lo.clamp_min(0), lo)
+            hi = torch.where(sign < 0, hi.clamp_max(0), hi)
+            assert node.rule is not None
+            rows.lines[k] = line = node.rule.lines(lo, hi, lo + hi)
+            assert line.least is not None
+            assert line.most is not None
+            slope = state["slope", k].to(lo)
+            state["slope", k] = torch.minimum(torch.maximum(slope, line.least), line.most)
+            state["multiplier", k] = state["multiplier", k].to(lo)
+        return rows, state
+
+    def _bound(
+        self,
+        rows: Rows,
+        state: State,
+        at: Tensor | None = None,
+        *,
+        seen: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Lower bounds of the margin on these parts: as `Rows.backward`."""
+        at = torch.arange(len(rows.y), device=rows.y.device) if at is None else at
+        exact = rows.region.x.dtype == torch.float64
+        signs = {
+            k: multiplier * state["sign", k]
+            for (name, k), multiplier in state.items()
+            if name == "multiplier"
+        }
+        return rows.backward(
+            rows.last,
+            at,
+            self.margin.to(rows.region.x).expand(len(at), -1, -1),
+            windows=self.windows,
+            slopes={k: slope for (name, k), slope in state.items() if name == "slope"},
+            signs=signs,
+            search=not exact,
+            seen=seen,
+        )
+
+    def _open(self, state: State) -> Tensor:
+        """Parts on which float64 does not prove the margin: bool [parts]."""
+        open_ = ~(state["lower", 0] > self.enough)
+        at = (~open_).nonzero().flatten()
+        if len(at):
+            found = self._bound(*self._fitted(_taken(state, at), self.double))
+            open_[at] = ~(found[1] > 0)
+        return open_
+
+    def _chosen(self, state: State, seen: Mapping[int, Tensor]) -> Tensor:
+        """The place of the ReLU to split of each part, -1 for none: of those whose lines may cost
+        the bound the most, the one whose halves have the highest bounds."""
+        costs, (rows, state) = [], self._fitted(state, self.single)
+        for k in self.bent:
+            line, slope, a = rows.lines[k], state["slope", k], seen[k]
+            lo, hi = rows.intervals[rows.graph.nodes[k].parents[0]]
+            assert line.least is not None
+            assert line.most is not None
+            below = torch.minimum((line.most - slope) * hi, (slope - line.least) * -lo)
+            cost = torch.where(a > 0, a * below, -a * line.up_at_0)
+            costs.append(torch.where(line.least < line.most, cost, -1).flatten(1))
+        highest, places = torch.cat(costs, 1).topk(min(TRIED, self.size // 9), 1)
+        gains = []
+        for cost, place in zip(highest.T, places.T, strict=True):
+            fitted = self._fitted(self.halves(state, place), self.single)
+            bounds = self._bound(*fitted)[0].clamp_max(self.enough)
+            gains.append(torch.where(cost < 0, -torch.inf, bounds.view(2, -1).sum(0)))
+        best = torch.stack(gains, 1).argmax(1, keepdim=True)
+        return torch.where(highest[:, 0] < 0, -1, places.gather(1, best)[:, 0])

@@ -1,0 +1,69 @@
+"""A server of runs, and a real browser that looks at them."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.viewing import TOKEN
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        pytest.skip("Chromium does not start where the address space is limited (ulimit -v)")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server that shows the folder."""
+    import uvicorn
+
+    from holdfast.view.index import Index
+    from holdfast.view.server import application, bound
+    from holdfast.view.site import Site
+
+    held = bound(0)
+    port = held.getsockname()[1]
+    app = application(Site(Index(folder, fresh=0)), TOKEN, port)
+    server = uvicorn.Server(
+        uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [held]})
+    thread.start()
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+    held.close()
+
+
+@pytest.fixture
+def page(browser: Any, served: str) -> Iterator[Any]:
+    """A page that has shown the token; nothing may be refused or asked of another server."""
+    context = browser.new_context(base_url=served, viewport={"width": 1280, "height": 900})
+    shown, faults = context.new_page(), []
+    shown.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    shown.on("pageerror", lambda error: faults.append(str(error)))
+    shown.on("request", lambda asked: faults.append(asked.url) if elsewhere(asked.url) else None)
+    shown.goto(f"/?token={TOKEN}")
+    yield shown
+    context.close()
+    assert not faults
+
+
+def elsewhere(url: str) -> bool:
+    return not url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))
