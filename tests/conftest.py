@@ -15,6 +15,8 @@ import torch
 import typer.testing
 from hypothesis import settings
 
+pytest_plugins = ["helpers.browser"]  # its fixtures are those of more than one module
+
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
 # else built anew for each command
 typer.testing._get_command = functools.cache(typer.testing._get_command)
