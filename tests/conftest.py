@@ -15,8 +15,6 @@ import torch
 import typer.testing
 from hypothesis import settings
 
-pytest_plugins = ["helpers.browser"]  # its fixtures are those of more than one module
-
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
 # else built anew for each command
 typer.testing._get_command = functools.cache(typer.testing._get_command)
@@ -25,6 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("holdfast")
 
+pytest_plugins = ["helpers.browsing"]
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import holdfast
 from helpers.made_up_runs import HOSTILE, make
 from helpers.viewing import PORT, TOKEN, stranger, visitor
 from starlette.testclient import TestClient
@@ -100,6 +101,11 @@ def test_data_of_another_hash_are_withheld(folder: Path) -> None:
         page = client.get(f"/sample/a?id={sample}").text
         assert "The original is withheld" in page
         assert list(pictures(page)) == ["adversarial"]
+
+
+def test_data_that_are_not_there_are_refused(folder: Path) -> None:
+    done = holdfast("view", str(folder), "--data", "nothing/here")
+    assert (done.exit_code, "nothing/here" in done.stderr) == (2, True)
 
 
 def test_previous_and_next_stay_within_the_filter(folder: Path) -> None:

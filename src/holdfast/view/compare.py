@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import InputError
+from holdfast.intervals import Interval
 from holdfast.reporting import paired, words
 from holdfast.runs.compare import Comparison, changed
 from holdfast.runs.compare import compare as pair
@@ -77,7 +78,9 @@ def tradeoff(site: Site, name: str, query: Query) -> str:
 
 def _every(query: Query, key: str) -> list[str]:
     """All values that a question has for a key."""
-    items = query.multi_items() if hasattr(query, "multi_items") else query.items()
+    items = getattr(
+        query, "multi_items", query.items
+    )()  # what a browser asks names keys repeatedly
     return [value for own, value in items if own == key]
 
 
@@ -140,17 +143,26 @@ class Plot:
     said: str
 
 
+def _ends(figure: Interval) -> tuple[float, float, float] | None:
+    """A share with the ends of its interval; None: there was nothing to measure."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return None
+    return figure.value, figure.low, figure.high
+
+
 def _plot(site: Site, entries: Sequence[Entry]) -> Plot | None:
     """The plot of finished runs; None: none of them has both figures."""
-    figures = [
-        (e.name, e.summary.metrics.clean_accuracy, e.summary.metrics.robust_accuracy)
-        for e in entries
-        if e.summary is not None and math.isfinite(e.summary.threat.eps)
+    known = [
+        (entry.name, clean, robust)
+        for entry in entries
+        if entry.summary is not None
+        and math.isfinite(entry.summary.threat.eps)
+        and (clean := _ends(entry.summary.metrics.clean_accuracy)) is not None
+        and (robust := _ends(entry.summary.metrics.robust_accuracy)) is not None
     ]
-    known = [(name, c, r) for name, c, r in figures if None not in (c.value, r.value, c.low, r.low)]
     if not known:
         return None
-    left = math.floor(10 * min(clean.low for _, clean, _ in known)) / 10
+    left = math.floor(10 * min(low for _, (_, low, _), _ in known)) / 10
 
     def across(share: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (share - left) / (1 - left or 1), 1)
@@ -158,21 +170,17 @@ def _plot(site: Site, entries: Sequence[Entry]) -> Plot | None:
     def up(share: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
-    said = {
-        name: f"{name}: {words.percent(c.value)} clean, {words.percent(r.value)} robust"
-        for name, c, r in known
-    }
     points = [
         Point(
             name if len(known) <= NAMED else "",
-            said[name],
+            f"{name}: {words.percent(clean[0])} clean, {words.percent(robust[0])} robust",
             site.link("run", name),
-            across(c.value),
-            up(r.value),
-            (across(c.low), across(c.high)),
-            (up(r.low), up(r.high)),
+            across(clean[0]),
+            up(robust[0]),
+            (across(clean[1]), across(clean[2])),
+            (up(robust[1]), up(robust[2])),
         )
-        for name, c, r in known
+        for name, clean, robust in known
     ]
     tenths = [k / 10 for k in range(round(10 * left), 11)]
     shares = tenths if len(tenths) < 7 else [t for t in tenths if round(10 * t) % 2 == 0]

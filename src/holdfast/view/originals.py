@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from holdfast.data import open_data, suiting
+from holdfast.data import kind_of, open_data, suiting
 from holdfast.data.laid import laid_as
 from holdfast.data.source import Source
 from holdfast.errors import InputError
@@ -16,11 +16,18 @@ from holdfast.runs.manifest import Manifest
 
 @dataclass(frozen=True)
 class Originals:
-    """The rows of the data that `spec` names, as the command line takes it."""
+    """The rows of the data that `spec` names, as the command line takes it.
+
+    Raises:
+        InputError: it names none.
+    """
 
     spec: str
     # each source with its fingerprint, which takes a pass over the data, by how a run reads it
     _opened: dict[str, tuple[Source, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kind_of(self.spec)
 
     def row(self, manifest: Manifest, sample: int) -> np.ndarray:
         """The input [*shape] of one row of a run.

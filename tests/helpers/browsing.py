@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+<<<<<<<< HEAD:tests/helpers/browser.py
 
 from helpers.viewing import TOKEN
+========
+>>>>>>>> v22b:tests/helpers/browsing.py
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
@@ -34,6 +37,7 @@ def served(folder: Path) -> Iterator[str]:
     """The address of a server that shows the folder."""
     import uvicorn
 
+    from helpers.viewing import TOKEN
     from holdfast.view.index import Index
     from holdfast.view.server import application, bound
     from holdfast.view.site import Site
@@ -55,6 +59,8 @@ def served(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, served: str) -> Iterator[Any]:
     """A page that has shown the token; nothing may be refused or asked of another server."""
+    from helpers.viewing import TOKEN
+
     context = browser.new_context(base_url=served, viewport={"width": 1280, "height": 900})
     shown, faults = context.new_page(), []
     shown.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
