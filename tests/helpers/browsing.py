@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-<<<<<<<< HEAD:tests/helpers/browser.py
-
-from helpers.viewing import TOKEN
-========
->>>>>>>> v22b:tests/helpers/browsing.py
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
