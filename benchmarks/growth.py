@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -102,8 +101,8 @@ def once(data: str, n: int, classes: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         how = {"protocol": protocol, "attacks": attacks, "out": Path(folder, "run")}
         holdfast.evaluate(net, given, threat, **how)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(peak, time.process_time() - began)
+    spent = time.process_time() - began
+    print(_kept_of(Path("/proc/self/status"), "VmHWM") / 1024, spent)
 
 
 def measured(data: str, n: int, classes: int | None = None) -> Spent:
@@ -167,9 +166,13 @@ def _held_by(session: int) -> float:
         with suppress(OSError):  # it may end meanwhile
             state = (process / "stat").read_text().rpartition(")")[2].split()
             if int(state[3]) == session:
-                held = (process / "smaps_rollup").read_text().partition("\nPss:")[2]
-                total += int(held.split()[0])
+                total += _kept_of(process / "smaps_rollup", "Pss")
     return total / 1024
+
+
+def _kept_of(file: Path, what: str) -> int:
+    """KiB that a file of the kernel's says: not ru_maxrss, in which a parent's memory counts."""
+    return int(file.read_text().partition(f"\n{what}:")[2].split()[0])
 
 
 def of_rows(repeats: int, least: int, most: int, s3: int) -> dict[str, dict[str, Spent]]:
