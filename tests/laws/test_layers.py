@@ -157,7 +157,7 @@ def test_no_attack_imports_another(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [p for p in FILES if p.parts[0] in ("reporting", "runs", "data")], ids=str
+    "file", [p for p in FILES if p.parts[0] in ("reporting", "runs", "data", "view")], ids=str
 )
 def test_a_report_opens_without_torch(file: Path) -> None:
     torchy = {p.stem for p in FILES if len(p.parts) == 1 and "torch" in libraries(p)}

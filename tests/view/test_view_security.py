@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -117,11 +118,14 @@ def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
     (shown / "rows" / "gallery.safetensors").symlink_to(secret / "gallery.safetensors")
     (shown / "going").mkdir()
     (shown / "going" / "journal").symlink_to(secret)
+    (shown / "asked" / "journal").mkdir(parents=True)
+    (secret / "question.json").write_text('{"rows": "0:9", "threat": "the secret"}')
+    (shown / "asked" / "journal" / "question.json").symlink_to(secret / "question.json")
     client = visitor(shown)
     page = client.get("/").text
     assert "the secret" not in page
     assert 'href="/run/linked"' not in page
-    for name in ("manifest", "rows", "going"):
+    for name in ("manifest", "rows", "going", "asked"):
         answer = client.get(f"/run/{name}")
         assert answer.status_code == 422
         assert "leads out of the folder" in answer.text
@@ -158,6 +162,7 @@ def test_damaged_and_half_written_runs_are_shown_as_such(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_bytes(content)
     (tmp_path / "begun" / "journal").mkdir(parents=True)
+    (tmp_path / "begun" / "journal" / "question.json").write_bytes(b"")
     (tmp_path / "folder" / "run.json").mkdir(parents=True)
     client = visitor(tmp_path)
     page = client.get("/").text
@@ -167,3 +172,20 @@ def test_damaged_and_half_written_runs_are_shown_as_such(tmp_path: Path) -> None
         assert answer.status_code == 422
         assert "Traceback" not in answer.text
     assert client.get("/run/whole").status_code == 200
+
+
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    journal = tmp_path / "a" / "journal"
+    journal.mkdir(parents=True)
+    (journal / "question.json").write_text('{"rows": "0:9"}')
+    os.mkfifo(journal / "000000000-clean.safetensors")
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "run.json")
+    client = visitor(tmp_path)
+    assert [client.get(f"/run/{name}").status_code for name in "ab"] == [200, 422]
+
+
+def test_another_folder_called_journal_hides_no_run(tmp_path: Path) -> None:
+    make(tmp_path / "whole", n=5, shown=0)
+    (tmp_path / "journal").mkdir()
+    assert "1 of 1 run." in visitor(tmp_path).get("/").text

@@ -9,6 +9,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -185,11 +186,17 @@ def _run_folders(root: Path) -> list[Path]:
         except OSError:  # it went meanwhile, or may not be read
             continue
         names = {entry.name for entry in inside}
-        if "run.json" in names or "journal" in names:
+        if "run.json" in names or ("journal" in names and _begun(folder / "journal")):
             found.append(folder)
         else:
             left += [Path(e.path) for e in inside if e.is_dir(follow_symlinks=False)]
     return found
+
+
+def _begun(journal: Path) -> bool:
+    """Whether it is the journal of a run, and not another folder of this name. One that is a link
+    is not looked into: its run is shown as damaged."""
+    return journal.is_symlink() or os.path.lexists(journal / "question.json")
 
 
 def _signature(folder: Path) -> object:
@@ -208,7 +215,7 @@ def _stat(path: Path) -> object:
 def _read(folder: Path, name: str, root: Path) -> Entry:
     path = folder / "run.json"
     try:
-        for part in (path, folder / "journal"):
+        for part in (path, folder / "journal", folder / "journal" / "question.json"):
             if part.is_symlink() and not _within(part, root):
                 raise InputError(_leads_out(part, root))
         if not path.exists():
@@ -245,7 +252,7 @@ def _leads_out(path: Path, root: Path) -> str:
     return f"{path.relative_to(root)} is a link that leads out of the folder, and is not read."
 
 
-def _leading_out(folder: Path, root: Path):
+def _leading_out(folder: Path, root: Path) -> Iterator[str]:
     """A sentence for each link under a folder that leads out of `root`."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):

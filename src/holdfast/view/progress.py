@@ -113,6 +113,8 @@ def _written(path: Path) -> float:
 
 def _length(path: Path) -> int:
     """Of how many rows a record is, as the first lines of its file say; 0: it says nothing."""
+    if path.is_symlink() or not path.is_file():  # to open a pipe would wait for ever
+        return 0
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
