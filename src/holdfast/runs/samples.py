@@ -55,7 +55,9 @@ class Samples:
         """
         with readable(self.path):
             groups = list(range(self._file.num_row_groups))
-            return self._read(groups, name)
+            column = self._read(groups, name)
+        pa.default_memory_pool().release_unused()
+        return column
 
     def rows(self, at: Sequence[int] | np.ndarray, names: Sequence[str]) -> pa.Table:
         """Some columns of the rows at these places, in their order.
@@ -88,7 +90,9 @@ class Samples:
 
     def _read(self, groups: list[int], name: str) -> pa.ChunkedArray:
         """A column of some row groups, of the type and with the values that a run's has."""
-        column = self._file.read_row_groups(groups, columns=[self._stored[name]]).column(0)
+        # in one thread: each that reads would keep memory of its own
+        stored = [self._stored[name]]
+        column = self._file.read_row_groups(groups, columns=stored, use_threads=False).column(0)
         check_values(name, column)
         kind = self.kinds[name]
         if pa.types.is_dictionary(column.type) and column.type.value_type == kind:
