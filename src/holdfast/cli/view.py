@@ -11,13 +11,15 @@ from holdfast.errors import InputError
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="FOLDER")],
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="FOLDER")],
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Of this machine; 0: a free one.", metavar="PORT")
     ] = 0,
-    data: Annotated[
+    originals: Annotated[
         str | None,
-        typer.Option(help="The data that were measured: shows originals.", metavar="DATA"),
+        typer.Option(
+            "--data", help="The data that were measured: shows originals.", metavar="DATA"
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
@@ -32,7 +34,7 @@ def view(
     from holdfast.view.originals import Originals
     from holdfast.view.site import Site
 
-    site = Site(Index(folder), originals=None if data is None else Originals(data))
+    site = Site(Index(runs), originals=Originals(originals) if originals else None)
     if bundle is not None:
         from holdfast.view.bundle import write
 
