@@ -39,6 +39,7 @@ def test_from_the_table_to_a_sample_and_on(page: Any) -> None:
     ids = page.locator("[data-row]").all_inner_texts()
     page.locator("[data-row]").first.click()
     assert page.get_by_role("heading", level=1).inner_text().startswith(f"Sample {ids[0]} ")
+    page.wait_for_load_state()  # keys are the script's
     page.keyboard.press("j")
     page.wait_for_url(f"**id={ids[1]}&**")
     assert page.url.endswith("status=broken&sort=-size")
