@@ -307,7 +307,7 @@ def test_a_movement_is_called_what_was_typed(tmp_path: Path) -> None:
     less = make(tmp_path / "less", movement=typed, threat="linf(0.25, target=1)")
     assert less.asked == f"linf(0.25, target=1) of {typed}"
     make(tmp_path / "flow", movement="flow(pixels=2)", threat="linf(0.5)")
-    with pytest.raises(InputError, match=r"threat differ, rotation.* and flow"):
+    with pytest.raises(InputError, match=r"threats differ, rotation.* and flow"):
         compare(tmp_path, tmp_path / "flow")
 
 

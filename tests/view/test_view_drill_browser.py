@@ -52,6 +52,18 @@ def test_from_the_table_to_a_sample_and_on(page: Any) -> None:
     page.wait_for_url("**/samples/alone**")
 
 
+def test_a_slider_magnifies_the_change(page: Any) -> None:
+    page.goto("/samples/team/first?status=broken")
+    page.locator("[data-row]").first.click()
+    caption = page.locator("figure small").nth(2)
+    drawn = float(caption.inner_text().split("×")[1])
+    slider = page.get_by_label("How much the change is magnified")
+    slider.fill("2")
+    assert float(caption.inner_text().split("×")[1]) == pytest.approx(4 * drawn, rel=0.05)
+    filtered = "getComputedStyle(document.querySelector('img[data-change]')).filter"
+    assert page.evaluate(filtered) == "contrast(4)"
+
+
 def test_runs_are_chosen_and_compared(page: Any) -> None:
     page.goto("/run/team/first")
     page.get_by_role("link", name="Compare").click()

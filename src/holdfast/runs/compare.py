@@ -399,7 +399,7 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
     parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
     said = [f"{facts.data.spec} {facts.data.fingerprint[:12]}" for facts in (a, b)]
     for what, same, one, other in (
-        ("threat", a.asked == b.asked, a.asked, b.asked),
+        ("threats", a.asked == b.asked, a.asked, b.asked),
         ("data", a.data.fingerprint == b.data.fingerprint, *said),
         ("rows", parts[0] == parts[1], *parts),
     ):

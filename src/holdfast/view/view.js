@@ -69,6 +69,22 @@ if (document.querySelector("[data-live]") && document.documentElement.dataset.ev
   window.addEventListener("pagehide", () => events.close());
 }
 
+// How much a change is magnified: mid-grey, which is unchanged, stays as it is ----------------------
+
+all("img[data-change]").forEach((picture) => {
+  const caption = picture.nextElementSibling;
+  const drawn = parseFloat(caption.textContent.split("×")[1]);
+  const slider = document.createElement("input");
+  Object.assign(slider, { type: "range", min: -2, max: 5, step: 0.5, value: 0 }); // powers of two
+  slider.setAttribute("aria-label", "How much the change is magnified");
+  slider.addEventListener("input", () => {
+    const more = 2 ** slider.value;
+    picture.style.filter = `contrast(${more})`;
+    caption.textContent = `change × ${Number((drawn * more).toPrecision(2))}`;
+  });
+  caption.after(slider);
+});
+
 // Copies: commands, and figures as files -------------------------------------------------------------
 
 function button(label, act) {
