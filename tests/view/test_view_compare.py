@@ -116,3 +116,27 @@ def test_names_stay_text(runs: Path) -> None:
         assert "style=" not in page
         assert "\x1b" not in page
     assert client.post("/compare/a").status_code == 405
+
+
+LOG = "epoch,loss,clean,robust\n1,2.3,0.1,0.05\n2,1.1,0.6,nan\n3,0.9,0.7,0.4\n"
+
+
+def test_the_runs_of_a_hardening_show_its_training(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        make(tmp_path / "hard" / name, n=30)
+    log, client = tmp_path / "hard" / "log.csv", visitor(tmp_path)
+    asked = "/compare/hard/before?with=hard/after"
+    assert "after each epoch" not in client.get(asked).text
+    log.write_text(LOG)
+    page = client.get(asked).text
+    assert page.count("after each epoch") == 3
+    assert "loss over epoch: from 2.3 to 0.9" in page
+    assert "after each epoch" not in client.get("/compare/hard/after?with=hard/before").text
+    for damaged in ("", "epoch,loss\n1,many\n", LOG.replace("clean", "<b>")):
+        log.write_text(damaged)
+        assert client.get(asked).status_code == 200
+        assert "after each epoch" not in client.get(asked).text
+    (tmp_path / "elsewhere.csv").write_text(LOG)
+    log.unlink()
+    log.symlink_to(tmp_path / "elsewhere.csv")
+    assert "after each epoch" not in client.get(asked).text

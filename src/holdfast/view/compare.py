@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from holdfast.errors import InputError
 from holdfast.intervals import Interval
-from holdfast.reporting import paired, words
+from holdfast.reporting import figures, paired, words
 from holdfast.runs.compare import Comparison, changed
 from holdfast.runs.compare import compare as pair
+from holdfast.runs.store import read_bytes
 from holdfast.view.index import Entry
 from holdfast.view.runs import asked
 from holdfast.view.site import Missing, Query, Site, whole
@@ -22,6 +26,8 @@ PAGE = 50  # samples on a page
 NAMED = 12  # up to so many points of the plot are named in it
 WIDTH, HEIGHT = 640, 420  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 52
+# columns of a training's log.csv that are drawn
+CURVES = {"loss": "loss", "clean": "clean accuracy", "robust": "robust accuracy"}
 
 
 def page(site: Site, name: str, query: Query) -> str:
@@ -53,6 +59,7 @@ def page(site: Site, name: str, query: Query) -> str:
         refused=refused,
         plot=_plot(site, [first, *(other for other, _ in found)]) if found else None,
         two=of_two is not None,
+        training=[] if of_two is None else _training(first, of_two[0]),
         **({} if of_two is None else paired.shown(of_two[1])),
         **({} if of_two is None else _changes(site, first, of_two[0], query)),
     )
@@ -118,6 +125,25 @@ def _changes(site: Site, first: Entry, other: Entry, query: Query) -> dict[str, 
         "query": kept,
         "at": lambda **more: site.link("compare", first.name, **{**kept, **more}),
     }
+
+
+def _training(first: Entry, other: Entry) -> list[tuple[str, Markup]]:
+    """The curves of the training between the two runs of a hardening, by what they show; none where
+    they are other runs, or its log cannot be read."""
+    folder = first.folder.parent
+    path = folder / "log.csv"
+    if (first.folder, other.folder) != (folder / "before", folder / "after") or path.is_symlink():
+        return []
+    found = []
+    try:
+        log = list(csv.DictReader(read_bytes(path).decode().splitlines()))
+        for column, name in CURVES.items():
+            points = [(float(line["epoch"]), float(line[column])) for line in log]
+            if points := [point for point in points if all(map(math.isfinite, point))]:
+                found.append((name, Markup(figures.line(points, "epoch", name, column))))
+    except (InputError, ValueError, KeyError, TypeError):
+        return []
+    return found
 
 
 @dataclass(frozen=True)
