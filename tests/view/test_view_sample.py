@@ -13,7 +13,7 @@ from helpers.viewing import PORT, TOKEN, stranger, visitor
 from starlette.testclient import TestClient
 
 from holdfast.data import open_data
-from holdfast.reporting import scenes
+from holdfast.reporting import figures, scenes
 from holdfast.runs import store
 from holdfast.runs.manifest import ColumnInfo
 from holdfast.view.index import Index
@@ -151,6 +151,18 @@ def test_a_damaged_shard_is_said(folder: Path, tmp_path: Path) -> None:
         answer = visitor(tmp_path).get(f"/sample/a?id={sample}")
         assert answer.status_code == 422
         assert said in answer.text
+
+
+def test_a_wave_is_drawn_with_its_highest_and_lowest_values(tmp_path: Path) -> None:
+    make(tmp_path / "a", n=N, shape=(200,), shown=1)
+    page = visitor(tmp_path).get(f"/sample/a?id={broken(tmp_path / 'a')[0]}").text
+    assert "An input of 200 values; the most that one changed is " in page
+    values = np.random.default_rng(0).normal(size=16_001)
+    places, drawn = figures._outline(values)
+    assert len(places) == figures.DRAWN
+    assert (np.diff(places) > 0).all()
+    assert (drawn == values[places]).all()
+    assert (drawn.min(), drawn.max()) == (values.min(), values.max())
 
 
 def test_a_row_of_a_table_shows_what_changed(tmp_path: Path) -> None:

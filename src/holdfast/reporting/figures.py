@@ -144,6 +144,37 @@ def line(points: Sequence[tuple[float, float]], across: str, up: str, name: str)
     )
 
 
+DRAWN = 1_000  # points of a wave; of a longer one the least and the largest value of each part
+
+
+@matplotlib.rc_context(_STYLE)
+def waves(x: np.ndarray, x_adv: np.ndarray, name: str = "waves") -> str:
+    """An input [n], such as a wave, before and after an attack, and the change between."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    rows = figure.subplots(3, sharex=True)
+    shown = ("original", x), ("adversarial", x_adv), ("change", x_adv - x)
+    for axes, (label, values) in zip(rows, shown, strict=True):
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.plot(*_outline(values), color=ACCENT, linewidth=0.8)
+        axes.set_ylabel(label)
+    rows[-1].set_xlabel("place of the value")
+    most = words.number(float(np.abs(x_adv - x).max()))
+    return _svg(
+        figure, name, f"An input of {len(x):,} values; the most that one changed is {most}."
+    )
+
+
+def _outline(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values of a line of at most `DRAWN` points that looks as all values [n] do."""
+    places = np.arange(len(values))
+    if len(values) <= DRAWN:
+        return places, values
+    parts = np.array_split(places, DRAWN // 2)
+    ends = [sorted((p[values[p].argmin()], p[values[p].argmax()])) for p in parts]
+    kept = np.ravel(ends)
+    return kept, values[kept]
+
+
 @matplotlib.rc_context(_STYLE)
 def tradeoff(
     first: tuple[Interval, Interval],

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from holdfast.errors import InputError
-from holdfast.reporting import html, tables, words
+from holdfast.reporting import figures, html, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.view.samples import FILTERS, Opened, opened, position
 from holdfast.view.site import Missing, Query, Site, whole
 
 VALUES = 24  # values of an input, or outputs, that are listed
+SIGNAL = 64  # values from which on a flat input without names of columns is drawn as a line
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def _page(site: Site, run: Opened, query: Query) -> str:
         row=row,
         example=_example(m, row, given),
         alone=_alone(m, given),
+        waves=_waves(m, given),
         withheld=given.withheld,
         trials=list(_trials(m, row)),
         outputs=_outputs(row),
@@ -117,6 +120,16 @@ def _example(m: Manifest, row: dict[str, Any], given: Inputs) -> html.Example | 
         return found
     (changes,) = tables.changes(columns, before, after, 1)
     return replace(found, changes=changes, changed=len(changes))
+
+
+def _waves(m: Manifest, given: Inputs) -> Markup | None:
+    """A flat input before and after as lines; None: it is none, or one is not known."""
+    if given.x is None or given.x_adv is None or m.data.columns:
+        return None
+    before, after = (part.astype(float).squeeze() for part in (given.x, given.x_adv))
+    if before.ndim != 1 or len(before) < SIGNAL:
+        return None
+    return Markup(figures.waves(before, after))
 
 
 def _alone(m: Manifest, given: Inputs) -> tuple[str, str] | None:
