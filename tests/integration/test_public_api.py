@@ -124,6 +124,10 @@ def test_a_run_as_a_table_a_page_and_in_a_notebook(
     page.write_text("kept")
     assert run.report(open=True).read_text() == "kept"
     assert opened == [page.as_uri()]
+    page.write_text("<h1 title='a'>found</h1>")
+    below = run._repr_html_().removeprefix(shown)
+    assert below.startswith("<iframe sandbox ")
+    assert "srcdoc='&lt;h1 title=&#x27;a&#x27;&gt;found&lt;/h1&gt;'" in below
 
 
 def test_without_pandas_the_table_is_refused_in_a_sentence(

@@ -111,7 +111,7 @@ class Run:
         return self.manifest.verdict
 
     def _repr_html_(self) -> str:
-        """A small table, for a notebook."""
+        """A small table, for a notebook; below it the page of the run, once it is written."""
         manifest, verdict = self.manifest, self.verdict
         lines = {
             "model": manifest.model.spec,
@@ -131,7 +131,12 @@ class Run:
             f"<td style='text-align:left'>{html.escape(printable(text))}</td></tr>"
             for name, text in lines.items()
         )
-        return f"<table>{rows}</table>"
+        page, shown = self.folder / "report.html", ""
+        if page.is_file():  # it may be of others: nothing in it runs
+            text = html.escape(store.read_bytes(page).decode("utf-8", "replace"))
+            style = "width:100%;height:40em;border:0"
+            shown = f"<iframe sandbox style='{style}' srcdoc='{text}'></iframe>"
+        return f"<table>{rows}</table>{shown}"
 
     def __repr__(self) -> str:
         m, manifest = self.metrics, self.manifest
