@@ -169,8 +169,8 @@ DEFECTS = [
         "bounds/alpha.py",
         (
             (
-                "slopes[i] = torch.minimum(torch.maximum(ahead, least), most)",
-                "slopes[i] = ahead.clamp(-1, 2)",
+                "values[key] = torch.minimum(torch.maximum(ahead, least), most)",
+                "values[key] = ahead.clamp(-1, 2)",
             ),
         ),
     ),

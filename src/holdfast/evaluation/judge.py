@@ -61,7 +61,9 @@ def rule(target: Target, rows: Rows, seed: int = 0, *, steady: bool = False) -> 
             again = ~(best[:, 0] - best[:, 1] > CLOSE * scores.abs().amax(1))  # NaN: asked too
         at, stable = again.nonzero()[:, 0].flip(0), torch.ones_like(again)
         if len(at):
-            stable[at] = _second(target, batch[at])[0] == label[at]
+            second = _second(target, batch[at])[0]
+            stable[at] = second == label[at]
+            label[at] = torch.where(silent(second), SILENT, label[at])  # one answer is none
     return Ruling(label, confidence, stable, scores, again)
 
 
