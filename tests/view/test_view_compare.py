@@ -14,6 +14,7 @@ from holdfast.runs import store
 from holdfast.runs.compare import changed
 from holdfast.runs.compare import compare as pair
 from holdfast.runs.metrics import measure
+from holdfast.view.compare import _apart
 
 ODD = "<img src=x onerror=alert(1)>"
 
@@ -116,6 +117,14 @@ def test_names_stay_text(runs: Path) -> None:
         assert "style=" not in page
         assert "\x1b" not in page
     assert client.post("/compare/a").status_code == 405
+
+
+def test_names_of_runs_with_the_same_figures_stand_apart() -> None:
+    heights = _apart([(500.0, 40.0), (500.0, 40.0), (480.0, 42.0), (100.0, 40.0)])
+    assert heights[0] == heights[3] == 31
+    near = sorted(heights[:3])
+    assert near[1] - near[0] >= 16
+    assert near[2] - near[1] >= 16
 
 
 LOG = "epoch,loss,clean,robust\n1,2.3,0.1,0.05\n2,1.1,0.6,nan\n3,0.9,0.7,0.4\n"

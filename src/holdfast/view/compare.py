@@ -26,6 +26,7 @@ PAGE = 50  # samples on a page
 NAMED = 12  # up to so many points of the plot are named in it
 WIDTH, HEIGHT = 640, 420  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 52
+NAME_WIDTH, NAME_HEIGHT = 260, 16  # of the name of a run in it, at most
 # columns of a training's log.csv that are drawn
 CURVES = {"loss": "loss", "clean": "clean accuracy", "robust": "robust accuracy"}
 
@@ -155,6 +156,7 @@ class Point:
     href: str
     x: float
     y: float
+    named_at: float  # how high its name stands
     across: tuple[float, float]  # the ends of the interval of the clean accuracy
     up: tuple[float, float]  # of the robust one
 
@@ -174,6 +176,17 @@ def _ends(figure: Interval) -> tuple[float, float, float] | None:
     if figure.value is None or figure.low is None or figure.high is None:
         return None
     return figure.value, figure.low, figure.high
+
+
+def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
+    """How high the names of points (x, y) stand: above each, or below the names that are there."""
+    names: list[tuple[float, float]] = []
+    for x, y in points:
+        height = y - 9
+        while any(abs(x - a) < NAME_WIDTH and abs(height - b) < NAME_HEIGHT for a, b in names):
+            height += NAME_HEIGHT
+        names.append((x, height))
+    return [height for _, height in names]
 
 
 def _plot(site: Site, entries: Sequence[Entry]) -> Plot | None:
@@ -196,6 +209,7 @@ def _plot(site: Site, entries: Sequence[Entry]) -> Plot | None:
     def up(share: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
+    heights = _apart([(across(clean[0]), up(robust[0])) for _, clean, robust in known])
     points = [
         Point(
             name if len(known) <= NAMED else "",
@@ -203,10 +217,11 @@ def _plot(site: Site, entries: Sequence[Entry]) -> Plot | None:
             site.link("run", name),
             across(clean[0]),
             up(robust[0]),
+            height,
             (across(clean[1]), across(clean[2])),
             (up(robust[1]), up(robust[2])),
         )
-        for name, clean, robust in known
+        for (name, clean, robust), height in zip(known, heights, strict=True)
     ]
     tenths = [k / 10 for k in range(round(10 * left), 11)]
     shares = tenths if len(tenths) < 7 else [t for t in tenths if round(10 * t) % 2 == 0]
