@@ -141,7 +141,12 @@ def test_the_runs_of_a_hardening_show_its_training(tmp_path: Path) -> None:
     assert page.count("after each epoch") == 3
     assert "loss over epoch: from 2.3 to 0.9" in page
     assert "after each epoch" not in client.get("/compare/hard/after?with=hard/before").text
-    for damaged in ("", "epoch,loss\n1,many\n", LOG.replace("clean", "<b>")):
+    for damaged in (
+        "",
+        LOG + "3,0.9,0.7,0.4\n" * 20_000,
+        "epoch,loss\n1,many\n",
+        LOG.replace("clean", "<b>"),
+    ):
         log.write_text(damaged)
         assert client.get(asked).status_code == 200
         assert "after each epoch" not in client.get(asked).text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from helpers.made_up_runs import HOSTILE, make
 from helpers.viewing import PORT, TOKEN, stranger, three_runs, visitor
 from starlette.requests import Request
+
+from holdfast.view.server import Guard
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +168,36 @@ def test_damaged_and_half_written_runs_are_shown_as_such(tmp_path: Path) -> None
     (tmp_path / "begun" / "journal").mkdir(parents=True)
     (tmp_path / "begun" / "journal" / "question.json").write_bytes(b"")
     (tmp_path / "folder" / "run.json").mkdir(parents=True)
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "run.json").symlink_to("run.json")
+    made = json.loads((tmp_path / "whole" / "run.json").read_bytes())
+    made["costs"]["seconds"] = math.nan
+    (tmp_path / "nan").mkdir()
+    (tmp_path / "nan" / "run.json").write_text(json.dumps(made))
     client = visitor(tmp_path)
     page = client.get("/").text
-    assert page.count('red">damaged<') == 8
-    for name in ("empty", "cut", "list", "deep", "later", "binary", "begun", "folder"):
+    damaged = ["empty", "cut", "list", "deep", "later", "binary", "begun", "folder"]
+    damaged += ["circle", "nan"]
+    assert page.count('red">damaged<') == len(damaged)
+    for name in damaged:
         answer = client.get(f"/run/{name}")
         assert answer.status_code == 422
         assert "Traceback" not in answer.text
     assert client.get("/run/whole").status_code == 200
+
+
+def test_links_in_a_circle_within_a_run_are_said(tmp_path: Path) -> None:
+    make(tmp_path / "a", n=5, shown=0)
+    (tmp_path / "a" / "gallery.safetensors").unlink(missing_ok=True)
+    (tmp_path / "a" / "gallery.safetensors").symlink_to("gallery.safetensors")
+    answer = visitor(tmp_path).get("/run/a")
+    assert answer.status_code == 422
+    assert "leads out of the folder" in answer.text
+
+
+def test_the_usual_port_need_not_be_named() -> None:
+    assert "127.0.0.1" in Guard(None, TOKEN, 80).hosts  # pyright: ignore[reportArgumentType]
+    assert "127.0.0.1" not in Guard(None, TOKEN, 8080).hosts  # pyright: ignore[reportArgumentType]
 
 
 def test_pipes_are_not_opened(tmp_path: Path) -> None:

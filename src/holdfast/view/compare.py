@@ -27,7 +27,8 @@ NAMED = 12  # up to so many points of the plot are named in it
 WIDTH, HEIGHT = 640, 420  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 52
 NAME_WIDTH, NAME_HEIGHT = 260, 16  # of the name of a run in it, at most
-# columns of a training's log.csv that are drawn
+LOG = 1 << 17  # bytes of a training's log.csv, a thousand epochs: a longer one is not drawn
+# its columns that are drawn
 CURVES = {"loss": "loss", "clean": "clean accuracy", "robust": "robust accuracy"}
 
 
@@ -137,12 +138,14 @@ def _training(first: Entry, other: Entry) -> list[tuple[str, Markup]]:
         return []
     found = []
     try:
+        if path.stat().st_size > LOG:
+            return []
         log = list(csv.DictReader(read_bytes(path).decode().splitlines()))
         for column, name in CURVES.items():
             points = [(float(line["epoch"]), float(line[column])) for line in log]
             if points := [point for point in points if all(map(math.isfinite, point))]:
                 found.append((name, Markup(figures.line(points, "epoch", name, column))))
-    except (InputError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return []
     return found
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from holdfast.errors import InputError, first_line
 from holdfast.intervals import Interval, Real
@@ -67,7 +67,7 @@ class _Status(_Part):
 class _Costs(_Part):
     forwards: int
     backwards: int
-    seconds: float
+    seconds: FiniteFloat
 
 
 class _Provenance(_Part):
@@ -244,7 +244,7 @@ def _summary(path: Path) -> Summary:
 def _within(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root)
-    except OSError:  # links in a circle
+    except (OSError, RuntimeError):  # links in a circle
         return False
 
 

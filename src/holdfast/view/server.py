@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -56,8 +57,10 @@ NO_TOKEN = (
 )
 
 
-def application(site: Site, token: str, port: int) -> ASGIApp:
-    """The pages, behind the checks of `Guard`."""
+def application(
+    site: Site, token: str, port: int, ends: Callable[[], bool] = lambda: False
+) -> ASGIApp:
+    """The pages, behind the checks of `Guard`; `ends`: whether the server is about to end."""
     lock = threading.Lock()  # pages are drawn one at a time: matplotlib is not for threads
 
     def listed(request: Request) -> Response:
@@ -80,7 +83,7 @@ def application(site: Site, token: str, port: int) -> ASGIApp:
         return _answered(site, answer, lock)
 
     async def events(request: Request) -> Response:
-        return StreamingResponse(_changes(site), media_type="text/event-stream")
+        return StreamingResponse(_changes(site, ends), media_type="text/event-stream")
 
     routes = [
         Route("/", listed),
@@ -92,10 +95,10 @@ def application(site: Site, token: str, port: int) -> ASGIApp:
     return Guard(Starlette(routes=routes), token, port)
 
 
-async def _changes(site: Site) -> AsyncIterator[str]:
-    """An event each time that a run has come, gone or gone on."""
+async def _changes(site: Site, ends: Callable[[], bool]) -> AsyncIterator[str]:
+    """An event each time that a run has come, gone or gone on, until the server ends."""
     seen = await run_in_threadpool(site.index.state)
-    while True:
+    while not ends():
         await anyio.sleep(LOOK)
         now = await run_in_threadpool(site.index.state)
         # a comment, which browsers leave out, finds out whether one still listens
@@ -131,7 +134,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self.app, self.token = app, token
-        self.hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+        names = (HOST, "localhost")
+        self.hosts = {f"{name}:{port}" for name in names} | set(names if port == 80 else ())
         self.cookie = f"holdfast-view-{port}"  # cookies know no ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,8 +201,10 @@ def serve(site: Site, held: socket.socket, token: str) -> None:
     """Answer until Ctrl-C."""
     give_back_freed()
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False}
-    app = application(site, token, held.getsockname()[1])
+    app = application(site, token, held.getsockname()[1], lambda: server.should_exit)
     config = uvicorn.Config(
-        app, lifespan="off", server_header=False, timeout_graceful_shutdown=1, **settings
+        app, lifespan="off", server_header=False, timeout_graceful_shutdown=3, **settings
     )
-    uvicorn.Server(config).run(sockets=[held])
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):  # the usual end
+        server.run(sockets=[held])
