@@ -122,9 +122,9 @@ def test_names_stay_text(runs: Path) -> None:
 def test_names_of_runs_with_the_same_figures_stand_apart() -> None:
     heights = _apart([(500.0, 40.0), (500.0, 40.0), (480.0, 42.0), (100.0, 40.0)])
     assert heights[0] == heights[3] == 31
-    near = sorted(heights[:3])
-    assert near[1] - near[0] >= 16
-    assert near[2] - near[1] >= 16
+    first = sorted(heights[:3])
+    assert first[1] - first[0] >= 16
+    assert first[2] - first[1] >= 16
 
 
 LOG = "epoch,loss,clean,robust\n1,2.3,0.1,0.05\n2,1.1,0.6,nan\n3,0.9,0.7,0.4\n"
@@ -144,7 +144,7 @@ def test_the_runs_of_a_hardening_show_its_training(tmp_path: Path) -> None:
     for damaged in (
         "",
         LOG + "3,0.9,0.7,0.4\n" * 20_000,
-        "epoch,loss\n1,many\n",
+        "epoch,loss\n1,high\n",
         LOG.replace("clean", "<b>"),
     ):
         log.write_text(damaged)
