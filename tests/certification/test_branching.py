@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds import Rows, branching, margins, region, trace
+from holdfast.bounds import Rows, branching, climb, margins, region, trace
 from holdfast.bounds.branching import branch
+from holdfast.bounds.propagate import LEAST
 from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Threat
 
@@ -86,6 +87,14 @@ def test_memory_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = bounded(dense(3, nn.ReLU()), 0.3)
     monkeypatch.setattr(branching, "MOST", 0)
     assert not branch(rows, WRONG, math.inf)
+
+
+def test_no_bound_gets_looser() -> None:
+    rows, _ = bounded(dense(5, nn.ReLU()), 0.3)
+    rows.lower[0, 2], rows.rounded[0, 2] = 0.003, -0.001  # as rounding may leave it
+    climb(rows, "beta-crown", 60)
+    assert float(rows.lower[0, 2]) == 0.003
+    assert float(rows.rounded[0, 2]) == LEAST
 
 
 def test_margins_take_the_method_by_its_name() -> None:

@@ -1,8 +1,8 @@
 """Affine operators as what they do to coefficients: those on a result become those on its parents.
 
 Coefficients are [p, *shape], or those of a window of it, in float64; in float32 where bounds are
-only sought. A window is a slice of each axis after the
-channels, or () for all; what lies outside has coefficient 0.
+only sought. A window is a slice of each axis after the channels, or () for all; what lies outside
+has coefficient 0.
 """
 
 from __future__ import annotations

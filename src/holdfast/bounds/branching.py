@@ -53,7 +53,8 @@ def climb(rows: Rows, method: str, seconds: float = 1.0) -> Tensor:
                 continue
             if not branch(part, wrong, end):
                 break
-            rows.lower[row, wrong] = rows.rounded[row, wrong] = LEAST
+            for held in (rows.lower, rows.rounded):
+                held[row, wrong] = held[row, wrong].clamp_min(LEAST)
     return rows.lower
 
 
@@ -94,7 +95,8 @@ class _Margin:
         nodes = rows.graph.nodes
         self.bent = [i for i, node in enumerate(nodes) if isinstance(node.rule, Bent)]
         self.shapes = [nodes[i].shape for i in self.bent]
-        self.size = 9 * sum(map(prod, self.shapes))  # bytes of a part
+        self.units = sum(map(prod, self.shapes))
+        self.size = 9 * self.units  # bytes of a part: a sign, a slope and a multiplier for each
         self.windows: dict[int, Window] = dict.fromkeys(range(len(nodes)), ())
         self.margin = rows.margins(torch.zeros_like(wrong)[None], wrong[None])
         # what rounding takes, and a quarter more
@@ -217,7 +219,7 @@ class _Margin:
             below = torch.minimum((line.most - slope) * hi, (slope - line.least) * -lo)
             cost = torch.where(a > 0, a * below, -a * line.up_at_0)
             costs.append(torch.where(line.least < line.most, cost, -1).flatten(1))
-        highest, places = torch.cat(costs, 1).topk(min(TRIED, self.size // 9), 1)
+        highest, places = torch.cat(costs, 1).topk(min(TRIED, self.units), 1)
         gains = []
         for cost, place in zip(highest.T, places.T, strict=True):
             fitted = self._fitted(self.halves(state, place), self.single)

@@ -68,7 +68,7 @@ class Rows:
         if aims is not None:
             free = free | (every != aims[:, None])
         self.lower = torch.full_like(scores, -torch.inf).masked_fill(free, torch.inf)
-        self.rounded = self.lower
+        self.rounded = self.lower.clone()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Rows:
         """The same with every tensor changed."""
