@@ -13,6 +13,7 @@ import platform
 from collections.abc import Sequence
 
 VALUES = 2**24  # of the inputs that are held at once: 64 MiB of float32
+LARGE = 2**16  # inputs of more values are dear to ask about
 
 # of glibc's mallopt: what may lie free at the top of the heap, and what gets pages of its own
 _TRIM, _MMAP = -1, -3
@@ -23,6 +24,11 @@ def rows_at_once(shape: Sequence[int], most: int = 1024) -> int:
     """How many rows of inputs [*shape] are read, searched or checked together: 64 MiB of float32,
     of which a search holds some 25, but at least one row and at most so many."""
     return max(1, min(most, VALUES // math.prod(shape)))
+
+
+def rows_to_try(shape: Sequence[int], most: int, large: int) -> int:
+    """How many rows of inputs [*shape] a model is tried on: at most so many, or of large ones."""
+    return rows_at_once(shape, large if math.prod(shape) > LARGE else most)
 
 
 def manage() -> None:

@@ -41,6 +41,7 @@ from holdfast.runs.metrics import (
     survivors,
     without_relations,
 )
+from holdfast.runs.samples import Samples
 from holdfast.threats.table.schema import Schema
 
 
@@ -175,7 +176,7 @@ def runs_apart(folder: Path, sizes: Sequence[float]) -> list[Manifest]:
     """Those of the runs at further eps that were run in full."""
     folders = [store.at_eps(folder, eps) for eps in sizes]
     written = [at for at in folders if (at / "run.json").exists()]
-    whole = [at for at in written if all(store.read_samples(at)["finished"].to_pylist())]
+    whole = [at for at in written if all(Samples(at).column("finished").to_pylist())]
     return [store.read_manifest(at) for at in whole]
 
 

@@ -3,8 +3,6 @@ odd is noted."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
@@ -12,7 +10,7 @@ from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
-from holdfast.memory import rows_at_once
+from holdfast.memory import rows_at_once, rows_to_try
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import FLOAT32, Access, Bounds, Target, sealed
@@ -20,8 +18,7 @@ from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows that the model is asked about
 CHECKED = 64  # rows from all parts of the data whose labels are checked too
-LARGE = 2**16  # inputs of more values are dear to ask about, and fewer are looked at:
-FEW = 16
+FEW = 16  # rows that are looked at of large inputs
 
 
 def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
@@ -94,7 +91,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
-    look = min(_few(data, LOOK), len(data))
+    look = min(rows_to_try(data.shape, LOOK, FEW), len(data))
     rows = target.batcher.place(read(data, 0, look)[0])
     findings: list[Finding] = []
     if target.identity.was_training:
@@ -141,11 +138,6 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     return findings
 
 
-def _few(data: Source, rows: int) -> int:
-    """So many rows, or fewer of large inputs."""
-    return rows if math.prod(data.shape) <= LARGE else rows_at_once(data.shape, FEW)
-
-
 def check_range(target: Target, data: Source) -> None:
     """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look
     broken, not wrong.
@@ -163,7 +155,7 @@ def check_range(target: Target, data: Source) -> None:
     )
     if strange or target.access < Access.GRADIENTS:
         return
-    batch, y = spread(data, _few(data, CHECKED))
+    batch, y = spread(data, rows_to_try(data.shape, CHECKED, FEW))
     rows, y = target.batcher.place(batch.x), y.to(target.batcher.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:

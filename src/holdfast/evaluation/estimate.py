@@ -26,9 +26,8 @@ from holdfast.diagnostics.probe import CleanRows
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
 from holdfast.evaluation.chunk import SearchSettings, chunks
-from holdfast.evaluation.contract import LARGE
 from holdfast.evaluation.probing import clean_rows
-from holdfast.memory import rows_at_once
+from holdfast.memory import rows_to_try
 from holdfast.targets.target import Access
 
 ROWS = 128  # that the forecast is made on; on all of them the longest of the short runs is timed
@@ -115,8 +114,7 @@ def forecast(
     start, stop = part
     n, time_left = stop - start, settings.deadline - time.monotonic()
     bill = Bill(n, len(chunks(part, source.shape)), until=time.monotonic() + SHARE * time_left)
-    large = math.prod(source.shape) > LARGE
-    looked = min(n, rows_at_once(source.shape, FEW_LARGE if large else ROWS))
+    looked = min(n, rows_to_try(source.shape, ROWS, FEW_LARGE))
     rows = clean_rows(
         settings.target, source, settings.threat, start, start + looked, settings.seed
     )

@@ -2,8 +2,9 @@
 
 It looks at stored inputs, apart from every attack, with the model itself in its full precision,
 and twice: in order, and in reverse with another batch size. What flips between the two has no
-stable answer. Of a model whose two answers to a few rows agree but for rounding, only those rows
-are asked twice whose best scores lie close to each other.
+stable answer. Examples are always asked about twice. Of a model whose two answers to a few rows
+agree but for rounding, only those of the data's own rows are whose best scores lie close to each
+other.
 """
 
 from __future__ import annotations
