@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +69,27 @@ def page(browser: Any, served: str) -> Iterator[Any]:
 
 def elsewhere(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))
+
+
+WIDTHS = (400, 1280, 2560)
+
+
+def check_pages(browser: Any, served: str, scheme: str, paths: Sequence[str]) -> None:
+    """No page is wider than its window, or has a serious fault for users of a screen reader."""
+    from helpers.viewing import TOKEN
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe").Axe()
+    context = browser.new_context(base_url=served, color_scheme=scheme, bypass_csp=True)
+    shown = context.new_page()
+    shown.goto(f"/?token={TOKEN}")
+    for width in WIDTHS:
+        shown.set_viewport_size({"width": width, "height": 900})
+        for path in paths:
+            shown.goto(path)
+            wide = shown.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, (path, width)
+            found = axe.run(shown).response["violations"]
+            serious = [one for one in found if one["impact"] in ("serious", "critical")]
+            where = [(one["id"], one["nodes"][0]["html"]) for one in serious]
+            assert not where, (path, width)
+    context.close()

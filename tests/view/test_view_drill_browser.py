@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.browsing import check_pages
 from helpers.made_up_runs import make
-from helpers.viewing import TOKEN
 
 from holdfast.runs import store
 from holdfast.view.bundle import write
@@ -16,7 +16,6 @@ from holdfast.view.index import Index
 from holdfast.view.site import Site
 
 pytestmark = pytest.mark.slow
-WIDTHS = (400, 1280, 2560)
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +85,8 @@ def test_the_plot_leads_to_runs(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_every_width_and_serve_everyone(browser: Any, served: str, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe").Axe()
-    context = browser.new_context(base_url=served, color_scheme=scheme, bypass_csp=True)
-    shown = context.new_page()
-    shown.goto(f"/?token={TOKEN}")
     pages = ("/sample/alone?id=1", "/compare/team/first?with=team/second&with=alone", "/tradeoff/")
-    for width in WIDTHS:
-        shown.set_viewport_size({"width": width, "height": 900})
-        for path in pages:
-            shown.goto(path)
-            wide = shown.evaluate("document.documentElement.scrollWidth")
-            assert wide <= width, (path, width)
-            found = axe.run(shown).response["violations"]
-            serious = [one for one in found if one["impact"] in ("serious", "critical")]
-            where = [(one["id"], one["nodes"][0]["html"]) for one in serious]
-            assert not where, (path, width)
-    context.close()
+    check_pages(browser, served, scheme, pages)
 
 
 @pytest.mark.parametrize("scripts", [True, False])

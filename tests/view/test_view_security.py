@@ -195,6 +195,13 @@ def test_links_in_a_circle_within_a_run_are_said(tmp_path: Path) -> None:
     assert "leads out of the folder" in answer.text
 
 
+def test_a_name_with_a_line_break_has_pages(tmp_path: Path) -> None:
+    make(tmp_path / "new\nline", n=5, shown=0)
+    client = visitor(tmp_path)
+    (link,) = re.findall(r'href="(/run/[^"]*line)"', client.get("/").text)
+    assert client.get(link).status_code == 200
+
+
 def test_the_usual_port_need_not_be_named() -> None:
     assert "127.0.0.1" in Guard(None, TOKEN, 80).hosts  # pyright: ignore[reportArgumentType]
     assert "127.0.0.1" not in Guard(None, TOKEN, 8080).hosts  # pyright: ignore[reportArgumentType]

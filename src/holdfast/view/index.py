@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -167,7 +168,8 @@ class Index:
 
     def _name(self, folder: Path) -> str:
         path = folder.relative_to(self.root).as_posix() if folder != self.root else folder.name
-        return os.fsencode(path).decode("utf-8", "replace")
+        text = os.fsencode(path).decode("utf-8", "replace")
+        return re.sub(r"[\x00-\x1f\x7f]", "\ufffd", text)  # what no address can hold
 
 
 def _by_name(entry: Entry) -> str:
