@@ -45,7 +45,6 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     target, source, protocol = ready.target, ready.source, ready.protocol
     spatial, inner = ready.threat.spatial, innermost(target)
     called = inner.name or type(getattr(inner, "model", inner)).__name__
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
             spec=names.model or called,
@@ -80,18 +79,24 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             "device": str(target.batcher.device),
             "precision": str(target.batcher.dtype),
         },
-        provenance=Provenance(
-            command=names.command,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={
-                "python": platform.python_version(),
-                "holdfast": version.VERSION,
-                **libraries,
-                **target.identity.versions,
-            },
-            hardware=_hardware(target.batcher.device),
-        ),
+        provenance=provenance_of(target, names),
         initial_findings=ready.noted,
+    )
+
+
+def provenance_of(target: Target, names: Names) -> Provenance:
+    """By what command, when, with which versions and where something is measured."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return Provenance(
+        command=names.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "holdfast": version.VERSION,
+            **libraries,
+            **target.identity.versions,
+        },
+        hardware=_hardware(target.batcher.device),
     )
 
 
