@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.commands import holdfast as command
+from helpers.commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -353,6 +355,38 @@ def test_what_proves_nothing_is_refused(options: dict[str, Any], word: str) -> N
     with pytest.raises(HoldfastError) as caught:
         certified(**options)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["--smooth", "0"], "above 0"),
+        (["--smooth", "gaussian(0.25, draws=5)"], "abstains always"),
+        (["--smooth", "gaussian(0.25, alpha=0)"], "above 0"),
+        (["--smooth", "0.25", "--max-seconds", "0"], "--max-seconds"),
+        (["--smooth", "0.25", "--seconds-per-row", "5"], "--seconds-per-row"),
+        (["--smooth", "0.25", "--radius"], "always say the radius"),
+        (["--smooth", "gaussian(0.01)"], "proves nothing at l2(0.2)"),
+        (["--smooth", "oops"], "unknown smoothing"),
+    ],
+)
+def test_the_command_says_in_one_sentence_why_not(
+    given: list[str], word: str, tmp_path: Path
+) -> None:
+    out = ["--samples", "2", "--out", tmp_path / "out"]
+    assert word in refused("certify", "demo", "digits", "--threat", "l2(0.2)", *given, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_certifies_and_verify_says_what_it_counted(tmp_path: Path) -> None:
+    asked = ["demo", "digits", "--threat", "l2(0.1)", "--samples", "3", "--out", tmp_path]
+    done = command("certify", *asked, "--smooth", "gaussian(0.25, draws=200)")
+    assert done.exit_code == 0, done.output
+    assert "smoothed with Gaussian noise of sigma 0.25" in " ".join(done.stdout.split())
+    assert "300 passes each" in done.stderr
+    done = command("verify", tmp_path, "demo", "digits")
+    assert done.exit_code == 0, done.output
+    assert "The votes of rows 0, 1, 2 were counted again" in done.stdout
 
 
 def test_norms_without_a_noise_are_refused() -> None:
