@@ -3,9 +3,9 @@
 python benchmarks/proofs.py NAME OUT.jsonl [--seconds 60] [--rows 0 3 7]
 
 NAME: vnn_eran, vnn_oval21, vnn_cifar10_resnet (instances known to be unsat, in their own boxes),
-cifar, mnist (the 200 stored rows of each CNN-A) or hard (the images of the CNN-A of MNIST that are
-known to have a counterexample). Each row is one line of OUT; rows that stand there are left out,
-but for open ones that now have more time.
+cifar, mnist (the 200 stored rows of each CNN-A), colt (its first 100 rows) or hard (the images of
+the CNN-A of MNIST that are known to have a counterexample). Each row is one line of OUT; rows that
+stand there are left out, but for open ones that now have more time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import torch
 from common import CASES, case, loader, mnist, need
 from torch import Tensor
 
-from holdfast.bounds import METHODS, Rows, climb, region, trace
+import holdfast
+from holdfast.bounds import METHODS, Rows, climb, nearest, region, trace
 from holdfast.certification import properties
 from holdfast.certification.vnnlib import Outputs, Part, Property
 from holdfast.targets.target import Bounds
@@ -61,10 +63,15 @@ def _unsafe(instance: dict[str, Any]) -> Iterator[Outputs]:
 
 
 def images(name: str) -> Iterator[Row]:
-    """Rows of a CNN-A that it is right on, under the threat of the stored ones."""
+    """Rows that a network is right on, under the threat of its case."""
     net, eps = case("torch_cnn_a_cifar" if name == "cifar" else "torch_cnn_a_mnist"), 0.3
     folder = need(CASES / "torch_cnn_a_mnist")
-    if name == "cifar":
+    if name == "colt":
+        file = str(need(CASES / "onnx_colt_mnist") / "mnist_0.1.onnx")
+        target = holdfast.load(file, preprocess=holdfast.Normalize(0.1307, 0.3081))
+        target.bind((1, 28, 28))
+        net, eps, (x, y) = target.network(), 0.1, mnist(100)
+    elif name == "cifar":
         eps = 2 / 255
         with np.load(CASES / "torch_cnn_a_cifar" / "sdp_cifar200.npz") as stored:
             x, y = (torch.tensor(stored[key]) for key in ("x", "y"))
@@ -77,7 +84,8 @@ def images(name: str) -> Iterator[Row]:
         x, y = (part[at] for part in mnist(max(at) + 1))
     graph, threat = trace(net, x[:1]), as_threat(f"linf({eps})")
     with torch.no_grad():
-        right = (net(x).argmax(1) == y).nonzero()[:, 0].tolist()
+        scores = torch.cat([net(row) for row in x.split(1)])
+    right = (scores.argmax(1) == y).nonzero()[:, 0].tolist()
     for at in right:
         one, label = x[at : at + 1], y[at : at + 1].long()
         low, high = (one - eps).clamp_min(0), (one + eps).clamp_max(1)
@@ -101,6 +109,9 @@ def decided(rows: Rows, judge: Callable[[Tensor], bool], seconds: float) -> dict
         wrong.append(judge(x))
         return wrong[-1]
 
+    nearest(rows, partial(asked, 0))
+    if any(wrong):
+        return {"by": "wrong", "seconds": spent}
     for method in METHODS:
         climb(rows, method, seconds - (time.process_time() - begun), asked)
         spent[method] = round(time.process_time() - begun, 1)
