@@ -99,8 +99,11 @@ def _shared(
 
     conditions = [gates.parse(text) for text in given["gate"] or ()]
     check_seconds(given["max_seconds"])
+    sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
+    for option in ("vnnlib", "export"):
+        if given.get(option) is not None:
+            raise InputError(f"--{option} is for one process; leave out {sharing}.")
     if given["shard"] is not None:
-        sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
         raise InputError(
             f"--shard {given['shard']} is one part of the rows, and {sharing} would share all of "
             "them; give one of both."

@@ -83,8 +83,8 @@ def _writing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. What was stored before is kept: once "
-            "the cause is mended, the same command with --resume goes on."
+            f"cannot write {path}: {error.strerror or error}. Once the cause is mended, give the "
+            "same command again; one that takes --resume goes on with it."
         ) from error
 
 
