@@ -4,9 +4,9 @@ A linear network, the nearest of some centres, under `quick` at linf(0.1) on mad
 each measurement in fresh processes. Memory is the peak of what they hold of the machine, pages that
 they share counted once; time is that of the CPU, from opening the data on.
 
-rows: 10 classes, as arrays in memory, from Parquet files of 100,000 rows in row groups of 4,096, and
-from the same files on S3, which moto plays on this machine. The goal: memory within 10 % or 200 MB of that of
-10,000 rows, and CPU time within 5 % of that of arrays.
+rows: 10 classes, as arrays in memory, from Parquet files of 100,000 rows in row groups of 4,096,
+and from the same files on S3, which moto plays on this machine. The goal: memory within 10 % or
+200 MB of that of 10,000 rows, and CPU time within 5 % of that of arrays.
 workers: `holdfast evaluate --workers N`, the whole command, on Parquet.
 classes: arrays of 2,000 rows under pgd(steps=40) at linf(0.01), which breaks hardly a row.
 
