@@ -26,7 +26,7 @@ def certify(
     json: options.Json = False,
 ) -> int:
     """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
-    Nothing is attacked: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
+    No attack is run: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
     if vnnlib is not None:
         others = {"data": data, "gate": gate, "groups": groups, "export": export}
         return properties.answer(

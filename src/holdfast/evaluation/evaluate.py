@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,14 +333,23 @@ def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
         job.on_estimate(cost)
 
 
-def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
-    """Attack the rows of a chunk and judge what is found, unless it is done."""
+def _search(job: Evaluation, chunk: tuple[int, int], *, again: bool = False) -> None:
+    """Attack the rows of a chunk and judge what is found, unless it is done.
+
+    Args:
+        again: judge it anew, for its proofs met wrong inputs.
+    """
     (start, stop), name = chunk, f"{chunk[0]:09d}"
     shard = job.folder / "adversarial" / f"{name}.safetensors"
     done = job.journal.find(f"{name}-done")
-    if done is not None and (done[1]["missed"], done[1]["examples"]) == (
-        "[]",
-        store.checksum(shard),
+    if (
+        not again
+        and done is not None
+        and (done[1]["missed"], done[1]["examples"])
+        == (
+            "[]",
+            store.checksum(shard),
+        )
     ):
         return
     settings, (first, last) = job.settings, job.ready.rows
@@ -393,7 +403,10 @@ def _certify(job: Evaluation) -> None:
             job.on_progress(Progress(share, what, total - done, "left"))
 
     ready = job.ready
-    certificates.certify(job.prover, job.journal, ready.chunks, ready.source, job.settings, on_step)
+    on_wrong = partial(_search, job, again=True)
+    certificates.certify(
+        job.prover, job.journal, ready.chunks, ready.source, job.settings, on_wrong, on_step
+    )
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
