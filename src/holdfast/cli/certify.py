@@ -71,7 +71,7 @@ def certify(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=None if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else echo_estimate,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

@@ -23,7 +23,7 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import certificates
+from holdfast.evaluation import certificates, probing
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
@@ -37,7 +37,6 @@ from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question, threat_info
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
-from holdfast.evaluation.probing import probe
 from holdfast.evaluation.relations import search_without, searched_again
 from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
@@ -287,22 +286,28 @@ def _probed(job: Evaluation) -> Evaluation:
 
 def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     """What the probe finds, and what it costs: asked once, then read from the journal."""
-    settings, ready = job.settings, job.ready
     if job.journal.find("probe") is None:
-        answers = probe(
-            settings.target,
-            ready.source,
-            settings.threat,
-            settings.trials[0],
-            settings.gradient_sources,
-            settings.seed,
-        )
-        found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
-        said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
-        job.journal.write("probe", {"ids": answers.ids}, said)
+        ids, said = probing.once(lambda: _answers(job))
+        job.journal.write("probe", {"ids": ids}, said)
     _, said = job.journal.read("probe")
     found = [Finding(**f) for f in json.loads(said["findings"])]
     return found, Costs.model_validate_json(said["costs"])
+
+
+def _answers(job: Evaluation) -> tuple[np.ndarray, dict[str, str]]:
+    """The rows that are probed, and the findings and costs as texts."""
+    settings, ready = job.settings, job.ready
+    answers = probing.probe(
+        settings.target,
+        ready.source,
+        settings.threat,
+        settings.trials[0],
+        settings.gradient_sources,
+        settings.seed,
+    )
+    found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
+    said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
+    return answers.ids, said
 
 
 def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
