@@ -43,8 +43,9 @@ def certify(
 ) -> Run:
     """Prove on which inputs a model stays right, and leave the evidence in a folder.
 
-    Nothing is attacked: rows that are right and not proved have the status `robust`, which here
-    says no more than that. `evaluate(..., certifier=Ladder())` attacks first, and gives both ends.
+    No attack is run: rows that are right, not proved, and not found wrong by branch and bound have
+    the status `robust`, which here says no more than that. `evaluate(..., certifier=Ladder())`
+    attacks first, and gives both ends.
 
     Args:
         model: what `holdfast.wrap` takes, wrapped or not, whose graph torch can write down.

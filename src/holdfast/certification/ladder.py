@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.attacks.problem import meets_goal
 from holdfast.bounds import METHODS, Bounded, Graph, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.bounds.margins import AT_ONCE, check_no_schema, check_threat
@@ -28,7 +29,9 @@ from holdfast.bounds.trees import proved as trees_proved
 from holdfast.certification.alone import alike, answers_alone
 from holdfast.certification.smoothing import Votes
 from holdfast.errors import InputError, SpecError, first_line
+from holdfast.evaluation import judge
 from holdfast.evaluation.certificates import OnStep, Proofs, Prover
+from holdfast.norms import wide
 from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.smoothed import Smoothed
 from holdfast.targets.target import Target
@@ -45,7 +48,13 @@ TRIES = 10  # sizes that are tried in the search for the largest
 
 
 class Group(Protocol):
-    """Some rows under a threat, and what methods have found of them so far."""
+    """Some rows under a threat, and what methods have found of them so far.
+
+    wrong: a legal input that is wrong, by the place of its row, of rows where a method met one.
+    """
+
+    @property
+    def wrong(self) -> Mapping[int, Tensor]: ...
 
     def climb(self, method: str) -> Tensor:
         """Which of them [n] a method proves; what it builds on runs first, unless it has."""
@@ -130,6 +139,7 @@ class _TreeRows:
     x: Tensor
     y: Tensor
     threat: Threat
+    wrong: Mapping[int, Tensor] = field(default_factory=dict)  # of none
 
     def climb(self, method: str) -> Tensor:
         return self.methods[method](self.x, self.y, self.threat)
@@ -171,6 +181,7 @@ class _NetworkRows:
     ) -> None:
         self.graph, self.target, self.seconds = graph, target, seconds
         self.rows = x, y, threat
+        self.wrong: dict[int, Tensor] = {}
 
     @cached_property
     def bounded(self) -> Bounded:
@@ -179,7 +190,22 @@ class _NetworkRows:
         return Bounded(self.graph, x, y, threat, self.target.bounds)
 
     def climb(self, method: str) -> Tensor:
-        return self.bounded.climb(method, self.seconds).certified.cpu()
+        return self.bounded.climb(method, self.seconds, self._judge).certified.cpu()
+
+    def _judge(self, row: int, x: Tensor) -> bool:
+        """Keep the first of inputs that is legal and wrong; whether there is one."""
+        given, y, threat = self.rows
+        at, bounds = torch.full((len(x),), row), self.target.bounds
+        clean, threat = given[at], threat.of_rows(at)
+        origin = clean.double()
+        within = wide(threat.eps / threat.legal_eps(clean.shape[1:], bounds.ulp), origin)
+        x = bounds.clamp((origin + within * (x.cpu() - origin)).to(clean.dtype))
+        ruling = judge.rule(self.target, x)
+        found = judge.within(self.target, threat, clean, x)[0] & ruling.stable.cpu()
+        found &= meets_goal(threat, ruling.label.cpu(), y[at])
+        if bool(found.any()):
+            self.wrong[row] = x[found][0]
+        return bool(found.any())
 
     def at(self, rows: Tensor) -> _NetworkRows:
         x, y, threat = self.rows
@@ -247,6 +273,7 @@ class Climb:
     def climb(self, x: Tensor, y: Tensor, threat: Threat, end: float, on_step: OnStep) -> Proofs:
         """See `Prover.climb`."""
         n, begun, methods = len(x), time.monotonic(), self.methods
+        wrong: dict[int, Tensor] = {}
         by, reason, done = [""] * n, [""] * n, 0
         for rows in torch.arange(n).split(methods.window):
             limit = begun + (end - begun) * (int(rows[-1]) + 1) / n
@@ -260,12 +287,14 @@ class Climb:
                 for at, group, held, why in self._tries(method, groups, limit):
                     for i, one in zip(at.tolist(), held.tolist(), strict=True):
                         by[i], reason[i] = (method, "") if one else ("", why)
+                    if group is not None:
+                        wrong |= {int(at[place]): x for place, x in group.wrong.items()}
                     done += len(at) if last or group is None else int(held.sum())
                     if group is not None and not held.all():
                         left.append((at[~held], group.at(~held)))
                     on_step(method, done)
                 groups = left
-        return Proofs(by, reason)
+        return Proofs(by, reason, wrong)
 
     def _tries(
         self, method: str, groups: list[tuple[Tensor, Group]], limit: float

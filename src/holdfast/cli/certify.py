@@ -27,7 +27,7 @@ def certify(
     json: options.Json = False,
 ) -> int:
     """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
-    Nothing is attacked: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
+    No attack is run: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
     if vnnlib is not None:
         others = {"data": data, "gate": gate, "groups": groups, "export": export, "smooth": smooth}
         return properties.answer(
@@ -75,7 +75,7 @@ def certify(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=None if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else echo_estimate,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

@@ -128,6 +128,13 @@ Devices = Annotated[
         metavar="N",
     ),
 ]
+TrainingRay = Annotated[
+    str | None,
+    about_training(
+        help="Have these on a cluster of Ray: auto, local, or host:port of its head.",
+        metavar="ADDRESS",
+    ),
+]
 ClassWeights = Annotated[
     str | None,
     about_training(

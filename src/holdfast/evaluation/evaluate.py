@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import certificates, votes
+from holdfast.evaluation import certificates, probing, votes
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
@@ -36,7 +37,6 @@ from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question, threat_info
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
-from holdfast.evaluation.probing import probe
 from holdfast.evaluation.relations import search_without, searched_again
 from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
@@ -288,22 +288,28 @@ def _probed(job: Evaluation) -> Evaluation:
 
 def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     """What the probe finds, and what it costs: asked once, then read from the journal."""
-    settings, ready = job.settings, job.ready
     if job.journal.find("probe") is None:
-        answers = probe(
-            settings.target,
-            ready.source,
-            settings.threat,
-            settings.trials[0],
-            settings.gradient_sources,
-            settings.seed,
-        )
-        found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
-        said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
-        job.journal.write("probe", {"ids": answers.ids}, said)
+        ids, said = probing.once(lambda: _answers(job))
+        job.journal.write("probe", {"ids": ids}, said)
     _, said = job.journal.read("probe")
     found = [Finding(**f) for f in json.loads(said["findings"])]
     return found, Costs.model_validate_json(said["costs"])
+
+
+def _answers(job: Evaluation) -> tuple[np.ndarray, dict[str, str]]:
+    """The rows that are probed, and the findings and costs as texts."""
+    settings, ready = job.settings, job.ready
+    answers = probing.probe(
+        settings.target,
+        ready.source,
+        settings.threat,
+        settings.trials[0],
+        settings.gradient_sources,
+        settings.seed,
+    )
+    found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
+    said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
+    return answers.ids, said
 
 
 def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
@@ -348,14 +354,23 @@ def _vote(job: Evaluation, chunk: tuple[int, int]) -> None:
     votes.count(job.ready.target, job.journal, chunk, job.ready.source, on_share)
 
 
-def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
-    """Attack the rows of a chunk and judge what is found, unless it is done."""
+def _search(job: Evaluation, chunk: tuple[int, int], *, again: bool = False) -> None:
+    """Attack the rows of a chunk and judge what is found, unless it is done.
+
+    Args:
+        again: judge it anew, for its proofs met wrong inputs.
+    """
     (start, stop), name = chunk, f"{chunk[0]:09d}"
     shard = job.folder / "adversarial" / f"{name}.safetensors"
     done = job.journal.find(f"{name}-done")
-    if done is not None and (done[1]["missed"], done[1]["examples"]) == (
-        "[]",
-        store.checksum(shard),
+    if (
+        not again
+        and done is not None
+        and (done[1]["missed"], done[1]["examples"])
+        == (
+            "[]",
+            store.checksum(shard),
+        )
     ):
         return
     settings, (first, last) = job.settings, job.ready.rows
@@ -409,7 +424,10 @@ def _certify(job: Evaluation) -> None:
             job.on_progress(Progress(share, what, total - done, "left"))
 
     ready = job.ready
-    certificates.certify(job.prover, job.journal, ready.chunks, ready.source, job.settings, on_step)
+    on_wrong = partial(_search, job, again=True)
+    certificates.certify(
+        job.prover, job.journal, ready.chunks, ready.source, job.settings, on_wrong, on_step
+    )
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

@@ -201,7 +201,9 @@ def _statuses(e: Evidence) -> Found:
     by = np.nan_to_num(columns["broken_by"].astype(float), nan=-1)
     own = sum(trial.eps == e.manifest.threat.eps for trial in e.manifest.trials)
     sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
-    yield broken != (by >= 0), "are broken, or broken by a trial, and not both"
+    yield ~broken & (by >= 0), "are broken by a trial, but not broken"
+    proofs = e.manifest.certification is not None  # which meet wrong inputs, too
+    yield broken & (by < 0) & (not proofs), "are broken, but by no trial"
     yield by >= own, "are broken by a trial that run.json does not name"
     yield broken & ~columns["finished"].astype(bool), "are broken, but called unfinished"
     yield (

@@ -171,11 +171,10 @@ def harden(
 
     threat = as_threat(threat)
     given = in_table(copied(wrap(model) if task is None else wrap(model, task=task)), threat)
-    odds, draws = getattr(given, "odds", 0.0), given.cost.draws
     bare = single(given)
+    assert isinstance(bare, TorchTarget)
     # each trains from a training of its own kind
     network: Any = estimator_of(bare) or network_of(model, bare)
-    assert isinstance(bare, TorchTarget)
     if not isinstance(network, Estimator):
         chosen = _recipe(recipe, objective, epochs, class_weights)
     else:
@@ -185,53 +184,26 @@ def harden(
             devices=devices != 1, precision=precision != "float32",
         )  # fmt: skip
     own = _own_loss(bare, loss, class_weights, synthetic, min_recall)
-    source, judged = _sources(bare, data, test, seed, boxed=threat.schema is None)
-    source = _some(source, train_samples)
-    rows_asked(test_samples, len(judged), judged.name, "test_samples")
-    target = with_columns(bare, source)
-    network = estimator_of(target) or network  # which knows the columns
-    assert isinstance(target, TorchTarget)
-    target.bind(source.shape)
-    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
-    of_classes = target.head.truth_task is None
-    if of_classes:
-        (source, judged, *more), _ = numbered(target, source, judged, *more)
-
-    def wrapped(hardened: Any) -> Target:
-        hard: Target = wrapped_like(target, hardened, source.columns)
-        if draws > 1:
-            hard = ExpectationOverTransformation(hard, draws)
-        return with_threshold(hard, getattr(given, "threshold", None))
-
+    rows = _rows(bare, data, test, synthetic, threat, seed, train_samples, test_samples)
+    network = estimator_of(rows.target) or network  # which knows the columns
     how: dict[str, Any] = {"seed": seed, "floor": min_clean, "on_epoch": on_epoch}
     if isinstance(chosen, Recipe):
         how |= {"devices": devices, "precision": precision, "every": every}
-        asked = target, source, threat, chosen
-        trained_by, penalties = recipes.parts(chosen)
-        if of_classes:
-            how["min_recall"] = min_recall
-            if more:
-                boxed = threat.schema is None
-                how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
-            asked = at_threshold(target, odds), source, threat, chosen
-            training = training_of(network, *asked, trained_by, penalties, **how)
-            _check_counts(source, target.task.k)
-        else:
-            training = training_of_truths(network, *asked, trained_by, own, **how)
-        _check_threat(threat, target, chosen.judge)
-        _check_parts(training)
+        training = _training(
+            network, given, rows, threat, chosen, own, min_recall, synthetic_share, how
+        )
     else:
-        _check_threat(threat, target)
-        _check_counts(source, target.task.k)
-        how |= {"min_recall": min_recall, "wrapped": wrapped}
-        training = refitting_of(network, target, source, threat, chosen, **how)
-    _check_rows(threat, target, source)
+        _check_threat(threat, rows.target)
+        _check_counts(rows.source, rows.target.task.k)
+        how |= {"min_recall": min_recall, "wrapped": functools.partial(_wrapped, given, rows)}
+        training = refitting_of(network, rows.target, rows.source, threat, chosen, **how)
+    _check_rows(threat, rows.target, rows.source)
     if tensorboard:
         tensorboard_log.writer()
-    called = names or Names(type(target.model).__name__)
+    called = names or Names(type(rows.target.model).__name__)
     measured = functools.partial(
         evaluate,
-        data=judged,
+        data=rows.judged,
         threat=threat,
         protocol=protocol,
         samples=test_samples,
@@ -240,7 +212,7 @@ def harden(
         on_progress=on_progress,
     )
     with run_folder(out) as folder:
-        begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
+        begin(folder, "harden.json", _asked(training, rows.source), "a hardening", resume=resume)
         before = measured(given, out=folder / "before", names=called)
     if not (folder / "comparison.json").exists():  # or it is finished
         training.folder = folder
@@ -248,14 +220,88 @@ def harden(
             training.on_epoch = tensorboard_log.written(folder, on_epoch)
         network.train(training)
     hardened = network.read(folder)
-    after = measured(
-        wrapped(hardened), out=folder / "after", names=replace(called, model="hardened")
-    )
+    hard = _wrapped(given, rows, hardened)
+    after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
     write_hardening(folder)
     return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is trained on and measured, opened, and the network as it takes it."""
+
+    target: TorchTarget
+    source: Source
+    judged: Source
+    generated: Source | None
+
+
+def _rows(
+    bare: TorchTarget,
+    data: Any,
+    test: Any,
+    synthetic: Any,
+    threat: Threat,
+    seed: int,
+    train_samples: int | tuple[int, int] | None,
+    test_samples: int | tuple[int, int] | None,
+) -> _Rows:
+    source, judged = _sources(bare, data, test, seed, boxed=threat.schema is None)
+    source = _some(source, train_samples)
+    rows_asked(test_samples, len(judged), judged.name, "test_samples")
+    target = with_columns(bare, source)
+    assert isinstance(target, TorchTarget)
+    target.bind(source.shape)
+    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
+    if target.head.truth_task is None:
+        (source, judged, *more), _ = numbered(target, source, judged, *more)
+    return _Rows(target, source, judged, *(more or [None]))
+
+
+def _wrapped(given: Target, rows: _Rows, hardened: Any) -> Target:
+    """A network that training has changed, wrapped as the one given is."""
+    hard: Target = wrapped_like(rows.target, hardened, rows.source.columns)
+    if given.cost.draws > 1:
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
+    return with_threshold(hard, getattr(given, "threshold", None))
+
+
+def _training(
+    network: Any,
+    given: Target,
+    rows: _Rows,
+    threat: Threat,
+    recipe: Recipe,
+    own: Own | None,
+    min_recall: float,
+    synthetic_share: float,
+    how: dict[str, Any],
+) -> Training:
+    """That of a network, checked."""
+    target, source = rows.target, rows.source
+    objective, penalties = recipes.parts(recipe)
+    if target.head.truth_task is not None:
+        training = training_of_truths(
+            network, target, source, threat, recipe, objective, own, **how
+        )
+    else:
+        how = how | {"min_recall": min_recall}
+        if rows.generated is not None:
+            boxed = threat.schema is None
+            how["generated"] = _generated(
+                target, rows.generated, synthetic_share, source, boxed=boxed
+            )
+        shifted = at_threshold(target, getattr(given, "odds", 0.0))
+        training = training_of(
+            network, shifted, source, threat, recipe, objective, penalties, **how
+        )
+        _check_counts(source, target.task.k)
+    _check_threat(threat, target, recipe.judge)
+    _check_parts(training)
+    return training
 
 
 def _recipe(
@@ -275,7 +321,7 @@ def _recipe(
 
 def _refit(recipe: Recipe | Refit | str, epochs: int | None) -> Refit:
     """The recipe of an estimator, with as many rounds as `epochs` says."""
-    recipe = recipes.parse_refit(recipe)
+    recipe = recipes.parse(recipe, Refit)
     return recipe if epochs is None else replace(recipe, rounds=epochs)
 
 

@@ -51,7 +51,7 @@ SAMPLES = pa.schema(
         ("clean_confidence", pa.float32()),  # of the prediction, by softmax
         ("attacked_confidence", pa.float32()),
         ("status", pa.string()),
-        # index into run.json's trials; null: not broken at the threat's eps
+        # index into run.json's trials; null: not broken at the threat's eps, or found by the proofs
         ("broken_by", pa.int32()),
         ("size", pa.float64()),  # of the stored example, in the threat's norm; null: none found
         ("margin", pa.float64()),  # lowest margin seen at a legal point
