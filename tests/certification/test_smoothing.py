@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.certification import Ladder
+from holdfast.data.columns import Column
 from holdfast.decisions import REFUSED
-from holdfast.errors import HoldfastError, InputError, SpecError
+from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
 from holdfast.evaluation import votes
 from holdfast.reporting import words
 from holdfast.rng import Keys
@@ -319,6 +320,15 @@ def test_verify_counts_again_and_finds_a_changed_count(tmp_path: Path) -> None:
     assert any("the votes for rows 3 are others" in sentence for sentence in wrong)
 
 
+def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
+    whole = certified(tmp_path / "whole")
+    parts = [certified(tmp_path / str(i), samples=rows) for i, rows in enumerate([(0, 5), (5, 12)])]
+    merged = holdfast.merge([part.folder for part in parts], tmp_path / "merged")
+    assert store.read_samples(merged.folder).equals(store.read_samples(whole.folder))
+    assert merged.manifest.costs.vote_forwards == whole.manifest.costs.vote_forwards
+    assert not holdfast.verify(merged, Linear(16), data(), certifier=Ladder())
+
+
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rows = certified(tmp_path / "whole"), list[int]()
     counted = Smoothed._counted
@@ -346,7 +356,9 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         ({"smooth": "gaussian(0.25, alpha=2)"}, "below 1"),
         ({"smooth": "laplace(0.25)"}, "unknown smoothing"),
         ({"smooth": "uniform(0.25)"}, "l1, which uniform noise proves"),
-        ({"smooth": "gaussian(0.02)"}, "proves nothing at l2(0.1)"),
+        ({"smooth": "gaussian(0.025)"}, "l2(0.1): where all 10,000 draws agree"),
+        ({"smooth": "gaussian(0.025)"}, "draws, or a larger sigma"),
+        ({"smooth": "gaussian(0.01)"}, "Give a larger sigma."),
         ({"smooth": 1e-12}, "sigma is 1e-12"),
         ({"smooth": 0.25, "max_seconds": 0.0}, "no limit of time"),
     ],
@@ -392,6 +404,17 @@ def test_the_command_certifies_and_verify_says_what_it_counted(tmp_path: Path) -
 def test_norms_without_a_noise_are_refused() -> None:
     with pytest.raises(SpecError, match="expected l2"):
         holdfast.certify(Linear(16), data(), "linf(0.1)", smooth=0.25)
+
+
+def test_texts_and_several_inputs_are_refused() -> None:
+    smoothed = Smoothed(holdfast.wrap(Linear(2)), Gaussian())
+    with pytest.raises(InputError, match="column job holds texts"):
+        smoothed.of_table([Column("job", "text", ("a", "b"))])
+    two = holdfast.wrap(lambda a, b: torch.cat([a, b], 1), inputs=[(2,), (2,)])
+    with pytest.raises(InputError, match="takes several"):
+        Smoothed(two, Gaussian())
+    with pytest.raises(AccessError, match="labels alone"):
+        smoothed.scores(images())
 
 
 class Counting(nn.Module):

@@ -22,6 +22,7 @@ from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
 METHOD = "votes"
+FEASIBLE = 10_000_000  # draws a row; more are not advised
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Votes:
             raise InputError(f"{no_radius(threat)} The noise is that of {smoothing!r}.")
         most = float(found._within(torch.tensor([smoothing.draws]), threat))
         if most < (eps := float(threat.eps)):
+            draws = smoothing.draws_for(1.01 * eps)
+            more = f"about {draws:,} draws, or " if draws < FEASIBLE else ""
             raise InputError(
                 f"{smoothing!r} proves nothing at {threat}: where all {smoothing.draws:,} draws "
-                f"agree, the radius is {most:.4g}. Give about {smoothing.draws_for(1.01 * eps):,} "
-                "draws, or a larger sigma."
+                f"agree, the radius is {most:.4g}. Give {more}a larger sigma."
             )
         answers_alone(target.inner)
         return found
