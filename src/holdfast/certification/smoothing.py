@@ -22,7 +22,6 @@ from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
 METHOD = "votes"
-FEASIBLE = 10_000_000  # draws a row; more are not advised
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Votes:
         most = float(found._within(torch.tensor([smoothing.draws]), threat))
         if most < (eps := float(threat.eps)):
             draws = smoothing.draws_for(1.01 * eps)
-            more = f"about {draws:,} draws, or " if draws < FEASIBLE else ""
+            more = f"about {draws:,} draws, or " if draws < math.inf else ""
             raise InputError(
                 f"{smoothing!r} proves nothing at {threat}: where all {smoothing.draws:,} draws "
                 f"agree, the radius is {most:.4g}. Give {more}a larger sigma."

@@ -32,6 +32,7 @@ from holdfast.threats.threat import Threat, as_threat
 
 FINE = 1024  # steps of the lattice that the noise has at least
 NARROW, WIDE = 2.0**-30, 16.0  # between which shares of the inputs' range sigma lies
+MOST = 10_000_000  # votes of a row
 SLACK = 1e-9  # of a probability: more than its computation in float64 is off
 
 
@@ -40,8 +41,8 @@ class Smoothing(spec.Options, ABC):
     """Noise, and how it is voted."""
 
     sigma: float
-    draws: int = option(10_000, "votes that are counted", at_least=1)
-    first: int = option(100, "votes before, which choose the class", at_least=1)
+    draws: int = option(10_000, "votes that are counted", at_least=1, at_most=MOST)
+    first: int = option(100, "votes before, which choose the class", at_least=1, at_most=MOST)
     alpha: float = option(0.001, "chance, a row, of a radius too large", above=0, below=1)
 
     def __post_init__(self) -> None:
@@ -66,9 +67,9 @@ class Smoothing(spec.Options, ABC):
 
     def draws_for(self, eps: float) -> float:
         """The least draws that prove a radius above eps, or above 0, where all votes agree; inf
-        where none do."""
+        where `MOST` do not."""
         chance = self.chance(eps) + SLACK
-        if chance >= 1:
+        if self.alpha < chance**MOST:
             return math.inf
         return math.floor(math.log(self.alpha) / math.log(chance)) + 1
 
