@@ -130,11 +130,7 @@ def verify(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
     target = copied(wrap(model))
-    if isinstance(data, (str, os.PathLike)):
-        read = suiting(os.fspath(data), manifest.data.loading)
-        scale = target.bounds.high <= 1
-        data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
-    source = open_for(target, data)
+    source = open_for(target, _read_as_then(data, manifest, target))
     target = with_columns(target, source)
     wrong, notes = list[str](), list[str]()
     if not whole:
@@ -148,6 +144,15 @@ def verify(
     except HoldfastError as error:
         wrong.append(str(error))
     return Faults(folder, manifest, wrong, notes)
+
+
+def _read_as_then(data: Any, manifest: Manifest, target: Target) -> Any:
+    """What a text or a path names, read as the run says that it was; other data as they are."""
+    if not isinstance(data, (str, os.PathLike)):
+        return data
+    read = suiting(os.fspath(data), manifest.data.loading)
+    scale = target.bounds.high <= 1
+    return as_source(data, split=manifest.data.split or "test", scale=scale, **read)
 
 
 def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
