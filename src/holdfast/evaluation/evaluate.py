@@ -70,8 +70,9 @@ class Evaluation:
 
     @property
     def attacks(self) -> float:
-        """The share of the progress that is theirs; the rest is that of proofs."""
-        if self.prover is None:
+        """The share of the progress that is theirs, or that of votes; the rest is that of
+        proofs."""
+        if self.prover is None or isinstance(self.ready.target, Smoothed):
             return 1.0
         return 0.5 if self.settings.trials else 0.0
 

@@ -6,6 +6,7 @@ is in `holdfast.certification.smoothing`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -153,6 +154,7 @@ def parse(given: Smoothing | str | float, threat: Threat | str) -> Smoothing:
 
 
 def no_radius(threat: Threat) -> str:
+    """What is said of a threat whose norm no noise proves."""
     return (
         f"not supported: smoothing under {threat}; expected l2, which Gaussian noise proves, or "
         "l1, which uniform noise proves."
@@ -214,7 +216,9 @@ class Smoothed(Around):
     def __init__(self, inner: Target, smoothing: Smoothing, seed: int = 0) -> None:
         self.smoothing, self.seed = smoothing, seed
         self.lattice = Lattice(inner.bounds, smoothing.sigma)
-        self.known: dict[bytes, tuple[int, int]] = {}  # by the input: its class, and votes
+        self.known: dict[
+            bytes, tuple[int, int]
+        ] = {}  # by the hash of an input: its class, and votes
         super().__init__(inner)
 
     def _check(self) -> None:
@@ -283,8 +287,9 @@ class Smoothed(Around):
         return torch.tensor([self._first(batch[i : i + 1]) for i in range(len(batch))])
 
     def _names(self, x: Tensor) -> list[bytes]:
+        """A hash of the point of the lattice of each input."""
         places = self.lattice.places(x.cpu()).flatten(1).contiguous()
-        return [row.numpy().tobytes() for row in places]
+        return [hashlib.sha256(row.numpy().tobytes()).digest() for row in places]
 
     def _counted(self, row: Batch) -> tuple[int, int]:
         voted = self._first(row)
