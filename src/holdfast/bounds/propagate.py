@@ -374,8 +374,6 @@ class Rows:
         through: bool = True,
         slopes: Mapping[int, Tensor] | None = None,
         search: bool = False,
-        signs: Mapping[int, Tensor] | None = None,
-        seen: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Lower bounds of <a, value of a node> over the regions of these rows [p], of the network
         in real arithmetic and of the one that rounds: [2, p]. Args: see `pulled`."""
@@ -389,8 +387,6 @@ class Rows:
             through=through,
             slopes=slopes,
             search=search,
-            signs=signs,
-            seen=seen,
         )
         return at_0 if slope is None else at_0 + self.region.least(slope, rows, windows[0])
 
