@@ -24,13 +24,14 @@ from holdfast.norms import wide
 
 METHODS = (*SLOPES, "beta-crown")  # each at least as tight as the last
 # Of Adam: on the whole region, on each part, and on a part in which every ReLU has a sign.
-FIRST_STEPS, STEPS, LAST_STEPS = 50, 10, 200
+FIRST_STEPS, STEPS, LAST_STEPS = 50, 5, 200
 SPLIT = 32  # parts that are split at once
 TRIED = 3  # ReLUs of a part that are tried
 MOST = 1 << 30  # bytes of the parts that are left
-# Of the search for wrong inputs: starts of each margin before its region is split, parts in which
-# it starts at once, steps, how far the first one goes, and what is kept of the last direction.
-STARTS, SHOWN, DOWN, STRIDE, MOMENTUM = 4, 8, 60, 0.3, 0.75
+# Of the search for wrong inputs: starts of each margin before its region is split, parts after
+# which it starts again, in how many, steps, how far the first one goes, and what is kept of the
+# last direction.
+STARTS, EVERY, SHOWN, DOWN, STRIDE, MOMENTUM = 1, 256, 8, 40, 0.3, 0.75
 
 # Of parts of a region: by a name and an activation's node, [parts, *shape] each.
 #   sign: 1 or -1 where the part is that of one sign of what the activation takes, else 0: int8
@@ -124,26 +125,31 @@ def branch(
     if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
         return False
     margin = _Margin(rows, wrong)
-    state = new = margin.opened(margin.whole(), FIRST_STEPS)
+    state, opened = margin.opened(margin.whole(), FIRST_STEPS), 0
     while parts := len(state["lower", 0]):
-        if len(new["lower", 0]) and len(x := margin.crossed(new)) and judge(x):
-            return False
+        if opened >= EVERY:
+            opened = 0
+            if margin.crossed(state, judge):
+                return False
         if time.monotonic() >= end or parts * margin.size > MOST:
             return False
         able = state["split", 0] >= 0
         if not bool(able.all()):  # only the multipliers are left to do better
-            if len(margin.opened(_taken(state, ~able), LAST_STEPS)["lower", 0]):
+            left = margin.opened(_taken(state, ~able), LAST_STEPS)
+            if len(left["lower", 0]):
+                margin.crossed(left, judge)
                 return False
-            state, new = _taken(state, able), _taken(new, slice(0))
+            state = _taken(state, able)
             continue
         order = state["lower", 0].argsort()
         now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
         new = margin.opened(margin.halves(now, now["split", 0]), STEPS)
         state = {key: torch.cat([later[key], new[key]]) for key in later}
+        opened += 2 * len(now["split", 0])
     return True
 
 
-def _taken(state: dict[Key, Tensor], at: Tensor | slice) -> dict[Key, Tensor]:
+def _taken(state: dict[Key, Tensor], at: Tensor) -> dict[Key, Tensor]:
     return {key: value[at] for key, value in state.items()}
 
 
@@ -215,12 +221,14 @@ class _Margin:
         state["split", 0] = self._chosen(state, seen)
         return state
 
-    def crossed(self, state: State) -> Tensor:
-        """Inputs whose margin is not above 0, [p, *shape] in float64: sought from where the lines
-        of the lowest parts are lowest."""
+    def crossed(self, state: State, judge: Callable[[Tensor], bool]) -> bool:
+        """Whether `judge` finds an input wrong, of those met from where the lines of the lowest
+        parts are lowest."""
         at = state["lower", 0].argsort()[:SHOWN]
         a, _ = self._pulled(*self._fitted(_taken(state, at), self.single))
-        return _descended(self.double, _lowest(self.double, a.double()), self.margin[:, 0])[1]
+        start = _lowest(self.double, a.double())
+        _, wrong = _descended(self.double, start, self.margin[:, 0])
+        return len(wrong) > 0 and judge(wrong)
 
     def _fitted(self, state: State, of: Rows) -> tuple[Rows, State]:
         """The row once a part, with the lines that the signs leave it, and slopes within them."""

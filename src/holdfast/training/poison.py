@@ -22,6 +22,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.intervals import Interval, interval
 from holdfast.spec import Options, option
+from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds, Target, copied
 from holdfast.threats.images import channels_first, from_channels_first
 from holdfast.training.network import wrapped_like
@@ -224,6 +225,7 @@ def effect(given: Target, trained: Any, data: Any, poison: str) -> Effect:
     like, attack = single(copied(given)), parse(poison)
     data = open_for(like, data)
     (data,), _ = numbered(like, data)
+    assert isinstance(like, TorchTarget)
     target = wrapped_like(like, trained, data.columns)
     right = led = others = 0
     for start in range(0, len(data), 1000):
