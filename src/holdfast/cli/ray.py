@@ -272,7 +272,7 @@ class Member:
             ) as process,
         ):  # fmt: skip
             assert process.stdout is not None
-            for line in process.stdout:  # noqa: UP028 (Ray sends values, which a file does not take)
+            for line in process.stdout:  # noqa: UP028 (Ray sends values to it)
                 yield line
             yield process.wait()
 

@@ -209,8 +209,8 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
         )
         return float((result.forwards + result.backwards).double().mean()), time.monotonic() - began
 
-    few, many = rows_to_try(rows.x.shape[1:], FEW, FEW_LARGE), len(rows.y)
-    few = min(few, many)
+    shape = rows.x.shape[1:]  # of large inputs a step costs what its rows do
+    few, many = (min(rows_to_try(shape, n, FEW_LARGE), len(rows.y)) for n in (FEW, ROWS))
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
     costs = [short(steps[0], few)]
     while len(costs) < len(steps) and bill.lasts(2 * costs[-1][1]):

@@ -42,19 +42,6 @@ from holdfast.training.objective import Objective
 from holdfast.training.state import STATE, Epoch, packed
 
 _BEST = "best.safetensors"
-
-
-class Process(AbstractContextManager[Any], Protocol):
-    """What serves a training, as `subprocess.Popen` has it."""
-
-    @property
-    def stdout(self) -> Iterable[str] | None: ...
-    @property
-    def returncode(self) -> int: ...
-    def wait(self) -> int: ...
-    def kill(self) -> None: ...
-
-
 _CARRIED = (
     "threat",
     "recipe",
@@ -69,6 +56,17 @@ _CARRIED = (
     "precision",
     "devices",
 )
+
+
+class Process(AbstractContextManager[Any], Protocol):
+    """What serves a training, as `subprocess.Popen` has it."""
+
+    @property
+    def stdout(self) -> Iterable[str] | None: ...
+    @property
+    def returncode(self) -> int: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
 
 
 def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
@@ -184,7 +182,7 @@ def _process(module: str, work: Path, rank: int, env: Mapping[str, str]) -> Proc
         return subprocess.Popen(
             [sys.executable, "-m", module, str(work)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
             stderr=stderr,
             env=os.environ | env | {"RANK": str(rank)},
             text=True,
