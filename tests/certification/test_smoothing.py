@@ -13,14 +13,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.commands import holdfast as command
+from helpers.commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import holdfast
 from holdfast.certification import Ladder
+from holdfast.data.columns import Column
 from holdfast.decisions import REFUSED
-from holdfast.errors import HoldfastError, InputError, SpecError
+from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
 from holdfast.evaluation import votes
 from holdfast.reporting import words
 from holdfast.rng import Keys
@@ -69,7 +72,8 @@ def certified(out: Path | None = None, **options: Any) -> Run:
 
 
 def columns(run: Run) -> dict[str, np.ndarray]:
-    return store.read_samples(run.folder).to_pandas().to_dict("series")
+    table = store.read_samples(run.folder)
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 class Labels(Target):
@@ -169,7 +173,7 @@ def test_no_radius_is_larger_than_that_of_a_linear_model() -> None:
     run = holdfast.certify(net, data(net), "l2(0.01)", smooth="gaussian(0.25, draws=2000)")
     w = net.w.detach().double()
     true = ((images().double().flatten(1) - 0.5) @ w).abs() / w.norm()
-    radius = columns(run)["certified_radius"].to_numpy()
+    radius = columns(run)["certified_radius"]
     known = np.isfinite(radius)
     assert known.sum() >= 8
     assert (radius[known] < true.numpy()[known]).all()
@@ -183,7 +187,7 @@ def test_no_radius_is_larger_than_that_of_a_threshold_under_uniform_noise() -> N
     run = holdfast.certify(
         model, (x, torch.ones(6, dtype=torch.int64)), "l1(0.01)", smooth="uniform(0.5, draws=2000)"
     )
-    radius = columns(run)["certified_radius"].to_numpy()
+    radius = columns(run)["certified_radius"]
     true = x[:, 0].numpy() - 0.5  # for lambda (2 p - 1), with p = 1/2 + (x - 1/2) / (2 lambda)
     known = np.isfinite(radius)
     assert known.sum() >= 4
@@ -200,7 +204,7 @@ def test_images_of_8_bits_lose_nothing_to_the_lattice(kind: type, norm: str, sha
     for grid in ("", ", grid='8bit'"):
         threat = Threat.parse(f"{norm}(0.01{grid})")
         run = holdfast.certify(net, (x, y), threat, smooth=smooth)
-        radius[grid] = columns(run)["certified_radius"].to_numpy()
+        radius[grid] = columns(run)["certified_radius"]
     target = Smoothed(holdfast.wrap(net), smooth)
     exact = target.radii(target.votes(x)[1]).numpy()
     known = np.isfinite(radius[""])
@@ -283,6 +287,7 @@ def test_abstentions_are_wrong_and_said() -> None:
     run = holdfast.certify(net, (x, y), "l2(0.1)", smooth=SMOOTH)
     assert columns(run)["status"].tolist() == ["wrong", "certified"]
     assert columns(run)["clean_prediction"].tolist() == [REFUSED, 0]
+    assert run.manifest.metrics.abstentions is not None
     assert float(run.manifest.metrics.abstentions) == 0.5
     assert "It abstains on 50.0 % of the inputs, which count as wrong." in " ".join(
         words.notes(run.manifest)
@@ -294,7 +299,7 @@ def test_a_run_names_the_smoothed_model_and_what_it_cost(tmp_path: Path) -> None
     info = run.manifest
     assert info.model.smoothing == "gaussian(sigma=0.25, draws=500, first=100, alpha=0.001)"
     assert info.costs.vote_forwards == 12 * 600
-    assert run.certified_accuracy.value is not None
+    assert run.certified_accuracy is not None
     assert info.metrics.certified_by == {
         "votes": int((columns(run)["status"] == "certified").sum())
     }
@@ -315,6 +320,15 @@ def test_verify_counts_again_and_finds_a_changed_count(tmp_path: Path) -> None:
     pq.write_table(forged, file)
     wrong = holdfast.verify(run, net, data(), certifier=Ladder(), full=True)
     assert any("the votes for rows 3 are others" in sentence for sentence in wrong)
+
+
+def test_shards_merge_into_the_run_of_one_process(tmp_path: Path) -> None:
+    whole = certified(tmp_path / "whole")
+    parts = [certified(tmp_path / str(i), samples=rows) for i, rows in enumerate([(0, 5), (5, 12)])]
+    merged = holdfast.merge([part.folder for part in parts], tmp_path / "merged")
+    assert store.read_samples(merged.folder).equals(store.read_samples(whole.folder))
+    assert merged.manifest.costs.vote_forwards == whole.manifest.costs.vote_forwards
+    assert not holdfast.verify(merged, Linear(16), data(), certifier=Ladder())
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +358,9 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         ({"smooth": "gaussian(0.25, alpha=2)"}, "below 1"),
         ({"smooth": "laplace(0.25)"}, "unknown smoothing"),
         ({"smooth": "uniform(0.25)"}, "l1, which uniform noise proves"),
-        ({"smooth": "gaussian(0.02)"}, "proves nothing at l2(0.1)"),
+        ({"smooth": "gaussian(0.025)"}, "l2(0.1): where all 10,000 draws agree"),
+        ({"smooth": "gaussian(0.025)"}, "draws, or a larger sigma"),
+        ({"smooth": "gaussian(0.01)"}, "Give a larger sigma."),
         ({"smooth": 1e-12}, "sigma is 1e-12"),
         ({"smooth": 0.25, "max_seconds": 0.0}, "no limit of time"),
     ],
@@ -355,9 +371,52 @@ def test_what_proves_nothing_is_refused(options: dict[str, Any], word: str) -> N
     assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["--smooth", "0"], "above 0"),
+        (["--smooth", "gaussian(0.25, draws=5)"], "abstains always"),
+        (["--smooth", "gaussian(0.25, alpha=0)"], "above 0"),
+        (["--smooth", "0.25", "--max-seconds", "0"], "--max-seconds"),
+        (["--smooth", "0.25", "--seconds-per-row", "5"], "--seconds-per-row"),
+        (["--smooth", "0.25", "--radius"], "always say the radius"),
+        (["--smooth", "gaussian(0.01)"], "proves nothing at l2(0.2)"),
+        (["--smooth", "oops"], "unknown smoothing"),
+    ],
+)
+def test_the_command_says_in_one_sentence_why_not(
+    given: list[str], word: str, tmp_path: Path
+) -> None:
+    out = ["--samples", "2", "--out", tmp_path / "out"]
+    assert word in refused("certify", "demo", "digits", "--threat", "l2(0.2)", *given, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_certifies_and_verify_says_what_it_counted(tmp_path: Path) -> None:
+    asked = ["demo", "digits", "--threat", "l2(0.1)", "--samples", "3", "--out", tmp_path]
+    done = command("certify", *asked, "--smooth", "gaussian(0.25, draws=200)")
+    assert done.exit_code == 0, done.output
+    assert "smoothed with Gaussian noise of sigma 0.25" in " ".join(done.stdout.split())
+    assert "300 passes each" in done.stderr
+    done = command("verify", tmp_path, "demo", "digits")
+    assert done.exit_code == 0, done.output
+    assert "The votes of rows 0, 1, 2 were counted again" in done.stdout
+
+
 def test_norms_without_a_noise_are_refused() -> None:
     with pytest.raises(SpecError, match="expected l2"):
         holdfast.certify(Linear(16), data(), "linf(0.1)", smooth=0.25)
+
+
+def test_texts_and_several_inputs_are_refused() -> None:
+    smoothed = Smoothed(holdfast.wrap(Linear(2)), Gaussian())
+    with pytest.raises(InputError, match="column job holds texts"):
+        smoothed.of_table([Column("job", "text", ("a", "b"))])
+    two = holdfast.wrap(lambda a, b: torch.cat([a, b], 1), inputs=[(2,), (2,)])
+    with pytest.raises(InputError, match="takes several"):
+        Smoothed(two, Gaussian())
+    with pytest.raises(AccessError, match="labels alone"):
+        smoothed.scores(images())
 
 
 class Counting(nn.Module):

@@ -45,10 +45,11 @@ class Votes:
             raise InputError(f"{no_radius(threat)} The noise is that of {smoothing!r}.")
         most = float(found._within(torch.tensor([smoothing.draws]), threat))
         if most < (eps := float(threat.eps)):
+            draws = smoothing.draws_for(1.01 * eps)
+            more = f"about {draws:,} draws, or " if draws < math.inf else ""
             raise InputError(
                 f"{smoothing!r} proves nothing at {threat}: where all {smoothing.draws:,} draws "
-                f"agree, the radius is {most:.4g}. Give about {smoothing.draws_for(1.01 * eps):,} "
-                "draws, or a larger sigma."
+                f"agree, the radius is {most:.4g}. Give {more}a larger sigma."
             )
         answers_alone(target.inner)
         return found

@@ -524,8 +524,8 @@ Smooth = Annotated[
 
 def check_smooth(
     smooth: str,
-    threat: "Threat",
-    export: str | None,
+    threat: "Threat | str",
+    export: Path | None,
     max_seconds: float | None,
     seconds_per_row: float | None,
     radius: bool,

@@ -46,6 +46,7 @@ def count(
 
 def forecast(target: Smoothed, source: Source, rows: tuple[int, int]) -> Forecast:
     """What the votes will cost, by the time of those that choose the class of the first row."""
+    _ = target.table  # which is made once
     began = time.monotonic()
     target.chosen(read(source, rows[0], rows[0] + 1)[0])
     n, asked = rows[1] - rows[0], target.smoothing.asked

@@ -60,7 +60,7 @@ RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {  # of networks, and one 
         {},
     ),
 }
-Kind = TypeVar("Kind", Recipe, Refit)
+Kind = TypeVar("Kind", bound=Recipe | Refit)
 KINDS = {"augment": Refit}  # what else than a `Recipe` one is
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -17,8 +18,9 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from holdfast import spec
+from holdfast.data.columns import Column
 from holdfast.decisions import REFUSED, SILENT
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import AccessError, InputError, SpecError
 from holdfast.rng import Keys, content
 from holdfast.spec import option
 from holdfast.targets import exact_noise
@@ -30,6 +32,7 @@ from holdfast.threats.threat import Threat, as_threat
 
 FINE = 1024  # steps of the lattice that the noise has at least
 NARROW, WIDE = 2.0**-30, 16.0  # between which shares of the inputs' range sigma lies
+MOST = 10_000_000  # votes of a row
 SLACK = 1e-9  # of a probability: more than its computation in float64 is off
 
 
@@ -38,8 +41,8 @@ class Smoothing(spec.Options, ABC):
     """Noise, and how it is voted."""
 
     sigma: float
-    draws: int = option(10_000, "votes that are counted", at_least=1)
-    first: int = option(100, "votes before, which choose the class", at_least=1)
+    draws: int = option(10_000, "votes that are counted", at_least=1, at_most=MOST)
+    first: int = option(100, "votes before, which choose the class", at_least=1, at_most=MOST)
     alpha: float = option(0.001, "chance, a row, of a radius too large", above=0, below=1)
 
     def __post_init__(self) -> None:
@@ -62,9 +65,13 @@ class Smoothing(spec.Options, ABC):
             return 0.0
         return float(betaincinv(votes, self.draws - votes + 1, self.alpha)) - SLACK
 
-    def draws_for(self, eps: float) -> int:
-        """The least draws that prove a radius above eps, or above 0, where all votes agree."""
-        return math.floor(math.log(self.alpha) / math.log(self.chance(eps) + SLACK)) + 1
+    def draws_for(self, eps: float) -> float:
+        """The least draws that prove a radius above eps, or above 0, where all votes agree; inf
+        where `MOST` do not."""
+        chance = self.chance(eps) + SLACK
+        if self.alpha < chance**MOST:
+            return math.inf
+        return math.floor(math.log(self.alpha) / math.log(chance)) + 1
 
     @abstractmethod
     def chance(self, radius: float) -> float:
@@ -213,10 +220,20 @@ class Smoothed(Around):
     def _check(self) -> None:
         if (task := self.inner.head.truth_task) is not None:
             raise InputError(f"smoothing counts votes for classes, and this is a model of {task}.")
+        if self.inner.inputs.context:
+            raise InputError("smoothing adds noise to one input, and this model takes several.")
         if self.inner.shape is not None and self.inner.task.refuses:
             raise InputError(
                 "smoothing is of the bare model, and this one has a detector before it."
             )
+
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        if odd := [column.name for column in columns if column.values]:
+            raise InputError(
+                f"column {odd[0]} holds texts, to which no noise can be added: smoothing takes "
+                "tables of numbers."
+            )
+        return super().of_table(columns)
 
     @property
     def cost(self) -> Cost:
@@ -228,7 +245,7 @@ class Smoothed(Around):
         return self.smoothing.table(self.lattice.step)
 
     def scores(self, x: Rows) -> Tensor:
-        raise NotImplementedError("a vote has no scores")
+        raise AccessError("a smoothed model gives labels alone: the classes that are voted.")
 
     def labels(self, x: Rows) -> Tensor:
         voted, votes = self.votes(x)
