@@ -5,7 +5,7 @@ python benchmarks/proofs.py NAME OUT.jsonl [--seconds 60] [--rows 0 3 7] [--last
 NAME: vnn_eran, vnn_oval21, vnn_cifar10_resnet (instances known to be unsat, in their own boxes),
 cifar, mnist (the 200 stored rows of each CNN-A), colt (its first 100 rows) or hard (the images of
 the CNN-A of MNIST that are known to have a counterexample). Each row is one line of OUT; rows that
-it already holds are left out, but for open ones that now have more time or a further method.
+are in it are left out, but for open ones that now have more time or a further method.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,6 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     target, source, protocol = ready.target, ready.source, ready.protocol
     spatial, inner = ready.threat.spatial, innermost(target)
     called = inner.name or type(getattr(inner, "model", inner)).__name__
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
             spec=names.model or called,
@@ -75,23 +75,35 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
         perceptual=getattr(settings.perceptual, "fingerprint", None),
         seed=settings.seed,
         max_queries=settings.budget,
-        settings={
-            "batch_size": target.batcher.size,
-            "device": str(target.batcher.device),
-            "precision": str(target.batcher.dtype),
-        },
-        provenance=Provenance(
-            command=names.command,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={
-                "python": platform.python_version(),
-                "holdfast": version.VERSION,
-                **libraries,
-                **target.identity.versions,
-            },
-            hardware=_hardware(target.batcher.device),
-        ),
+        settings=settings_of(target),
+        provenance=provenance_of(target, names),
         initial_findings=ready.noted,
+    )
+
+
+def settings_of(target: Target) -> dict[str, Any]:
+    """In what a model was asked: what may change the last digits of its answers."""
+    batcher = target.batcher
+    return {
+        "batch_size": batcher.size,
+        "device": str(batcher.device),
+        "precision": str(batcher.dtype),
+    }
+
+
+def provenance_of(target: Target, names: Names) -> Provenance:
+    """By what command, when, with which versions and where something is measured."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return Provenance(
+        command=names.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "holdfast": version.VERSION,
+            **libraries,
+            **target.identity.versions,
+        },
+        hardware=_hardware(target.batcher.device),
     )
 
 
