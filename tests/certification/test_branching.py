@@ -86,7 +86,7 @@ def test_nothing_is_proved_without_time_or_without_what_can_be_split() -> None:
 def test_inputs_that_cross_the_margin_are_shown_to_the_judge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(branching, "EVERY", 2)
+    monkeypatch.setattr(branching, "AT_FIRST", 0)
     net, shown = dense(7, nn.ReLU()), []
     rows, _ = bounded(net, 0.3)
 

@@ -29,9 +29,9 @@ SPLIT = 32  # parts that are split at once
 TRIED = 3  # ReLUs of a part that are tried
 MOST = 1 << 30  # bytes of the parts that are left
 # Of the search for wrong inputs: starts of each margin before its region is split, parts after
-# which it starts again, in how many, steps, how far the first one goes, and what is kept of the
-# last direction.
-STARTS, EVERY, SHOWN, DOWN, STRIDE, MOMENTUM = 1, 256, 8, 40, 0.3, 0.75
+# which it starts again, at first and at most, in how many of them, steps, how far the first one
+# goes, and what is kept of the last direction.
+STARTS, AT_FIRST, EVERY, SHOWN, DOWN, STRIDE, MOMENTUM = 4, 64, 256, 8, 60, 0.3, 0.75
 
 # Of parts of a region: by a name and an activation's node, [parts, *shape] each.
 #   sign: 1 or -1 where the part is that of one sign of what the activation takes, else 0: int8
@@ -63,44 +63,48 @@ def climb(rows: Rows, method: str, seconds: float = 1.0, judge: Judge = nobody) 
         return rows.climb(method)
     for row in rows.left.any(1).nonzero():
         end, part = time.monotonic() + seconds, rows.at(row)
-        for wrong in nearest(part, partial(judge, int(row))):
-            if not branch(part, wrong, end, partial(judge, int(row))):
+        shown = partial(judge, int(row))
+        for wrong in nearest(part, end, shown):
+            if not branch(part, wrong, end, shown):
                 break
             for held in (rows.lower, rows.rounded):
                 held[row, wrong] = held[row, wrong].clamp_min(LEAST)
     return rows.lower
 
 
-def nearest(rows: Rows, judge: Callable[[Tensor], bool]) -> Tensor:
+def nearest(rows: Rows, end: float, judge: Callable[[Tensor], bool]) -> Tensor:
     """The classes over which a single row's margin is not proved, those first whose margin is the
-    lowest at an input; none where `judge` finds one wrong."""
+    lowest at the inputs met before a time `end`; none where `judge` finds one of these wrong."""
     classes = rows.left[0].nonzero()[:, 0]
     every = classes.repeat(STARTS)
     noise = torch.randn(
         (len(every), *rows.region.x.shape[1:]), generator=torch.Generator().manual_seed(0)
     )
     x = _lowest(rows, noise.to(rows.region.x))
-    lowest, wrong = _descended(rows, x, rows.margins(torch.zeros_like(every), every)[:, 0])
+    margin = rows.margins(torch.zeros_like(every), every)[:, 0]
+    lowest, wrong = _descended(rows, x, margin, end)
     if len(wrong) and judge(wrong):
         return classes[:0]
     return classes[lowest.view(STARTS, -1).amin(0).argsort()]
 
 
-def _descended(rows: Rows, x: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+def _descended(rows: Rows, x: Tensor, margin: Tensor, end: float) -> tuple[Tensor, Tensor]:
     """The lowest values of margins [p, k] on the way from inputs x [p, *shape] downwards, [p], and
-    the inputs at which some are not above 0.
+    the inputs at which some are not above 0; a time `end` cuts it short.
 
     A step goes some of the way to where a linear function is lowest in the region (Frank and Wolfe
     1956), so that it never leaves it.
     """
-    lowest, wrong = torch.full_like(x.flatten(1)[:, 0], torch.inf), []
+    lowest, wrong = torch.full_like(x.flatten(1)[:, 0], torch.inf), [x[:0]]
     along = torch.zeros_like(x)
     for step in range(DOWN):
+        if time.monotonic() >= end:
+            break
         with torch.enable_grad():
-            x = x.requires_grad_()
-            value = (rows.graph(x) * margin).sum(1)
-            (a,) = torch.autograd.grad(value.sum(), x)
-        x, value = x.detach(), value.detach()
+            given = x.detach().requires_grad_()
+            value = (rows.graph(given) * margin).sum(1)
+            (a,) = torch.autograd.grad(value.sum(), given)
+        value = value.detach()
         lowest = torch.minimum(lowest, value)
         wrong.append(x[value <= 0])
         size = a.abs().flatten(1).sum(1).clamp_min(torch.finfo(a.dtype).tiny)
@@ -118,26 +122,31 @@ def _lowest(rows: Rows, a: Tensor) -> Tensor:
 
 
 def branch(
-    rows: Rows, wrong: Tensor, end: float, judge: Callable[[Tensor], bool] = lambda _: False
+    rows: Rows, over: Tensor, end: float, judge: Callable[[Tensor], bool] = lambda _: False
 ) -> bool:
     """Whether the margin of a single row over a class is proved before a time `end` (of
     `time.monotonic`), and before `judge` finds an input wrong."""
     if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
         return False
-    margin = _Margin(rows, wrong)
-    state, opened = margin.opened(margin.whole(), FIRST_STEPS), 0
+    margin = _Margin(rows, over)
+    state, due = margin.opened(margin.whole(), FIRST_STEPS), float(AT_FIRST)
     while parts := len(state["lower", 0]):
-        if opened >= EVERY:
-            opened = 0
-            if margin.crossed(state, judge):
+        if due <= 0:
+            lowest, wrong = margin.met(state, end)
+            if len(wrong) and judge(wrong):
                 return False
+            # often where 0 is close to the upper end of what the margin is between
+            gap = lowest - float(state["lower", 0].min())
+            due = EVERY * min(1.0, 4 * lowest / max(gap, LEAST))
         if time.monotonic() >= end or parts * margin.size > MOST:
             return False
         able = state["split", 0] >= 0
         if not bool(able.all()):  # only the multipliers are left to do better
             left = margin.opened(_taken(state, ~able), LAST_STEPS)
             if len(left["lower", 0]):
-                margin.crossed(left, judge)
+                _, wrong = margin.met(left, end)
+                if len(wrong):
+                    judge(wrong)
                 return False
             state = _taken(state, able)
             continue
@@ -145,7 +154,7 @@ def branch(
         now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
         new = margin.opened(margin.halves(now, now["split", 0]), STEPS)
         state = {key: torch.cat([later[key], new[key]]) for key in later}
-        opened += 2 * len(now["split", 0])
+        due -= 2 * len(now["split", 0])
     return True
 
 
@@ -221,14 +230,14 @@ class _Margin:
         state["split", 0] = self._chosen(state, seen)
         return state
 
-    def crossed(self, state: State, judge: Callable[[Tensor], bool]) -> bool:
-        """Whether `judge` finds an input wrong, of those met from where the lines of the lowest
-        parts are lowest."""
+    def met(self, state: State, end: float) -> tuple[float, Tensor]:
+        """The lowest margin met before a time `end`, from where the lines of the lowest parts are
+        lowest; and the inputs at which it was not above 0."""
         at = state["lower", 0].argsort()[:SHOWN]
         a, _ = self._pulled(*self._fitted(_taken(state, at), self.single))
         start = _lowest(self.double, a.double())
-        _, wrong = _descended(self.double, start, self.margin[:, 0])
-        return len(wrong) > 0 and judge(wrong)
+        lowest, wrong = _descended(self.double, start, self.margin[:, 0], end)
+        return float(lowest.min()), wrong
 
     def _fitted(self, state: State, of: Rows) -> tuple[Rows, State]:
         """The row once a part, with the lines that the signs leave it, and slopes within them."""

@@ -354,7 +354,7 @@ class _Search:
             met.extend([] if found is None else [found])
             return found is not None
 
-        order, bounds = nearest(rows, judge), rows.rounded[0]
+        order, bounds = nearest(rows, end, judge), rows.rounded[0]
         sets = torch.arange(1, len(bounds)).split(box.of)
         while not met and len(order):
             (at,) = (one for one in sets if order[0] in one)

@@ -363,15 +363,10 @@ def _search(job: Evaluation, chunk: tuple[int, int], *, again: bool = False) -> 
     """
     (start, stop), name = chunk, f"{chunk[0]:09d}"
     shard = job.folder / "adversarial" / f"{name}.safetensors"
-    done = job.journal.find(f"{name}-done")
-    if (
-        not again
-        and done is not None
-        and (done[1]["missed"], done[1]["examples"])
-        == (
-            "[]",
-            store.checksum(shard),
-        )
+    done = None if again else job.journal.find(f"{name}-done")
+    if done is not None and (done[1]["missed"], done[1]["examples"]) == (
+        "[]",
+        store.checksum(shard),
     ):
         return
     settings, (first, last) = job.settings, job.ready.rows
