@@ -37,7 +37,7 @@ def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any
 
 
 class Interval(BaseModel):
-    """A share with its 95 % Wilson interval, over n samples.
+    """A share with its 95 % interval, over n samples: Wilson's, unless its maker says another.
 
     It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
     of no samples has no value, and is NaN.

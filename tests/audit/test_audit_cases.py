@@ -42,7 +42,7 @@ def test_planted_backdoors_are_found(
 ) -> None:
     x, y = mnist(cases)
     model = case(cases, "backdoor_badnets").load(name)
-    audit, folder = audit_backdoor(model, (x[:1000], y[:1000]), out=tmp_path / "run")
+    audit, folder = audit_backdoor(model, (x[:2000], y[:2000]), rows=1000, out=tmp_path / "run")
     flagged = [t for t in audit.result.triggers if t.flagged]
     assert [(t.source, t.target) for t in flagged] == [(source, goal)]
     assert float(flagged[0].success) >= 0.95
@@ -167,8 +167,8 @@ def test_what_is_fitted_too_closely_gives_its_rows_away(cases: Path, tmp_path: P
     torch.manual_seed(0)
     overfitted = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 10))
     assert audited(trained(overfitted, x, y, epochs=200), "overfitted") > 0.75
-    held_back = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10))
-    area = audited(trained(held_back, x, y, epochs=20, decay=0.5), "regularised")
+    held_back = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
+    area = audited(trained(held_back, x, y, epochs=5, decay=0.5), "regularised")
     assert area == pytest.approx(0.5, abs=0.05)
 
 

@@ -41,8 +41,8 @@ NEAREST = 100  # rows of a class whose distance from the others is taken
 MOST_CLASSES = 100  # of whose pairs triggers are searched
 FEWEST = 5  # rows of a class that a pair from it is searched on
 # rows of a step, steps and restarts: of all classes, of all pairs, and of what is searched in full
-OF_CLASSES, OF_PAIRS, IN_FULL = (24, 120, 1), (8, 100, 1), (32, 250, 2)
-PAIR_STEPS = 90 * 100  # of all pairs together: of more than 90, each gets fewer steps
+OF_CLASSES, OF_PAIRS, IN_FULL = (24, 150, 1), (10, 120, 1), (32, 250, 2)
+PAIR_STEPS = 90 * 120  # of all pairs together: of more than 90, each gets fewer steps
 LEAST_STEPS = 40
 SUSPECTS = 5  # the most classes, and as many pairs, that are searched in full for their index
 

@@ -16,6 +16,7 @@ from holdfast.arguments import checked
 from holdfast.audit.prepare import Audited, audit_folder, opened
 from holdfast.data import Source
 from holdfast.errors import InputError
+from holdfast.evaluation.contract import check_model
 from holdfast.evaluation.facts import Names
 from holdfast.evaluation.prepare import with_columns
 from holdfast.intervals import Interval, exact_interval
@@ -184,7 +185,7 @@ def _seen(
 def _reference(model: Any, audited: Audited) -> Target:
     source = audited.sources["members"]
     target = with_columns(copied(wrap(model)), source)
-    target.bind(source.shape)
+    check_model(target, source)  # which also sees whether it gives probabilities
     if target.task.k != audited.target.task.k or target.access < Access.SCORES:
         raise InputError(
             f"a reference has {target.task.k} classes and gives {target.access.name.lower()}, but "
