@@ -93,6 +93,19 @@ def two_groups(values: np.ndarray, x: np.ndarray, others: np.ndarray, seed: int)
     return Groups(float(gap), planted, (min(found), max(found)))
 
 
+def parted(values: np.ndarray, x: np.ndarray, others: np.ndarray, seed: int) -> Groups | None:
+    """As `two_groups`; where they are flagged, what is left is parted again, for rows of many
+    labels may be planted, which the model sees as many kinds."""
+    found = two_groups(values, x, others, seed)
+    more = found
+    while found is not None and more is not None and more.flagged:
+        rest = ~found.planted
+        more = two_groups(values[rest], x[rest], others, seed)
+        if more is not None and more.flagged:
+            found.planted[rest] = more.planted
+    return found
+
+
 def apart_of(x: np.ndarray, others: np.ndarray, seed: int) -> float:
     """How far rows x [n, m] lie from rows of other labels [l, m], in distances to the nearest of
     their own: the median. Each set is taken less its mean, which holds a trigger that all share."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from holdfast.audit.prepare import audit_folder, chosen, opened
+from holdfast.runs.audits import AuditVerdict, DataAudit, DataResult, LabelGroups, Planted
 from PIL import Image
 from torch import Tensor
 
@@ -18,20 +20,17 @@ from holdfast.arguments import checked
 from holdfast.audit.groups import (
     LEAST_GAP,
     MOST_RESEMBLANCE,
-    Groups,
     features,
+    parted,
     spectral,
-    two_groups,
 )
 from holdfast.audit.labels import MOST_AGREEING, NEIGHBOURS, agreeing, twins
-from holdfast.audit.prepare import audit_folder, chosen, opened
 from holdfast.data.part import Part
 from holdfast.data.source import HELD, Source, sized
 from holdfast.errors import InputError
 from holdfast.evaluation.facts import Names
 from holdfast.intervals import exact_interval
 from holdfast.runs import audits, store
-from holdfast.runs.audits import AuditVerdict, DataAudit, DataResult, LabelGroups, Planted
 from holdfast.runs.manifest import Costs
 from holdfast.targets.target import Access, sealed
 from holdfast.threats.images import channels_first
@@ -143,7 +142,7 @@ def _evidence(
             continue
         score[own] = spectral(values[own])
         others = flat[draw.permutation(others)]
-        found: Groups | None = two_groups(values[own], flat[own], others, seed)
+        found = parted(values[own], flat[own], others, seed)
         if found is not None:
             planted[own], groups[label] = found.planted, (found.gap, *found.apart)
     return {
