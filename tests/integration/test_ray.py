@@ -149,7 +149,9 @@ def test_a_training_on_a_cluster_is_that_of_two_processes_here_also_after_a_deat
     assert holdfast(*asked, "--out", "one").exit_code == 0
     Path("death").touch()
     ray = (*asked, "--ray", "local", "--out", "two")
-    names(refused(*ray), "process 2 of 2) died", "--resume")
+    lost = holdfast(*ray)
+    assert lost.exit_code == 2, lost.output
+    names(lost.stderr, "epoch 1:", "process 2 of 2) died", "--resume")
     assert not Path("death").exists()
     done = holdfast(*ray, "--resume")
     assert done.exit_code == 0, done.output

@@ -26,12 +26,14 @@ from holdfast.bounds.tree_models import changes, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
+from holdfast.certification.alone import alike, answers_alone
+from holdfast.certification.smoothing import Votes
 from holdfast.errors import InputError, SpecError, first_line
 from holdfast.evaluation import judge
-from holdfast.evaluation.certificates import OnStep, Proofs
+from holdfast.evaluation.certificates import OnStep, Proofs, Prover
 from holdfast.norms import wide
 from holdfast.runs.manifest import CertificationInfo
-from holdfast.targets.batch import Batch
+from holdfast.targets.smoothed import Smoothed
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
 from holdfast.targets.wrappers import itself
@@ -42,7 +44,6 @@ VERSION = 1  # of what counts as proved
 GROUP = 16  # rows that a method takes at once; time is asked for between groups
 KEPT = 1 << 26  # numbers of the bounds that are kept for dearer methods
 MERGED = 64  # leaves of one tree, to which trees are merged
-TRIED = 4  # random rows at which the model is held against itself and its graph
 TRIES = 10  # sizes that are tried in the search for the largest
 
 
@@ -93,13 +94,15 @@ class Ladder:
         if not self.seconds_per_row > 0:
             raise SpecError(f"seconds_per_row is {self.seconds_per_row}; expected a time above 0.")
 
-    def __call__(self, target: Target, threat: Threat) -> Climb:
-        """The ladder for a model that has seen inputs.
+    def __call__(self, target: Target, threat: Threat) -> Prover:
+        """The ladder for a model that has seen inputs; of a smoothed one its votes.
 
         Raises:
             InputError: there is no proof of such a model, or under such a threat.
         """
         check_threat(threat)
+        if isinstance(smoothed := itself(target), Smoothed):
+            return Votes.of(smoothed, threat)
         return Climb(self, target, methods_of(target, threat, self.seconds_per_row))
 
 
@@ -223,7 +226,7 @@ def _methods_of_network(network: nn.Module, target: Target, seconds: float) -> M
         )
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
-    _check_rows(target, graph, example)
+    _check_graph(target, graph)
     kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
     group = max(1, min(GROUP, AT_ONCE // graph.largest))
     return Methods(
@@ -234,29 +237,16 @@ def _methods_of_network(network: nn.Module, target: Target, seconds: float) -> M
     )
 
 
-def _check_rows(target: Target, graph: Graph, example: Tensor) -> None:
+def _check_graph(target: Target, graph: Graph) -> None:
     """Raises InputError: what the model answers to an input depends on the others of its batch, or
     is not what its graph answers, such as where it asks whether it is being traced."""
-    low, high = (torch.as_tensor(side).to(example) for side in target.bounds.sides(example))
-    noise = torch.rand((TRIED, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
-    x = low + (high - low) * noise.to(example)
-    both, *each = (target.scores(Batch(rows)) for rows in (x, *x.split(1)))
-    alone = torch.cat(each)
-    if not _alike(both, alone):
-        raise unsupported(
-            "proofs of a model whose answer to an input depends on the others of its batch; "
-            "expected one that takes rows one by one, such as after model.eval()"
-        )
+    x, alone = answers_alone(target)
     read = torch.cat([graph(row) for row in x.split(1)]).to(alone)
-    if not _alike(*(z - z.amax(1, keepdim=True) for z in (read, alone))):
+    if not alike(*(z - z.amax(1, keepdim=True) for z in (read, alone))):
         raise unsupported(
             "proofs of a model whose graph, as torch.export writes it down, answers otherwise than "
             "the model does; expected one that computes the same whether or not it is traced"
         )
-
-
-def _alike(scores: Tensor, others: Tensor) -> bool:
-    return torch.allclose(scores, others, rtol=1e-3, atol=1e-3 * float(others.abs().max()))
 
 
 def _coarse() -> bool:

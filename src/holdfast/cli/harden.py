@@ -28,8 +28,8 @@ def harden(
     recipe: Annotated[
         str,
         typer.Option(
-            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)"; '
-            "of estimators augment.",
+            help="fast, standard, strong, finetune or certified (list recipes), or "
+            '"standard(rate=0.05)"; of estimators augment.',
             metavar="RECIPE",
         ),
     ] = "standard",

@@ -146,9 +146,7 @@ class Actors:
         try:
             what, said = ray.get(ref)
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            why = f"{type(cause).__name__}: {first_line(cause)}"
-            self.dead.append((time.monotonic() + GRACE, Event(worker, "died", why)))
+            self.dead.append((time.monotonic() + GRACE, Event(worker, "died", _why(error))))
             return
         if what == "ready":
             self.waiting = False
@@ -160,6 +158,11 @@ class Actors:
     def stop(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
+
+
+def _why(error: RayError) -> str:
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def differing(ours: dict[str, str], theirs: dict[str, str], host: str) -> str | None:
@@ -258,7 +261,7 @@ def _room(address: str, gpus: float | None, device: str) -> tuple[float, int]:
 class Member:
     """A process of a training, on a machine of the cluster."""
 
-    def run(self, command: list[str], folder: str, env: dict[str, str], log: str) -> Iterator[Any]:
+    def run(self, log: str, command: list[str], folder: str, env: dict[str, str]) -> Iterator[Any]:
         """The lines that it prints, and last its code."""
         pipe = subprocess.PIPE
         with (
@@ -269,29 +272,33 @@ class Member:
             ) as process,
         ):  # fmt: skip
             assert process.stdout is not None
-            yield from process.stdout
+            for line in process.stdout:  # noqa: UP028 (Ray sends values, which a file does not take)
+                yield line
             yield process.wait()
 
 
 class Remote:
     """A process of a training as `subprocess.Popen` has one here; it ends with its machine."""
 
-    def __init__(self, member: Any, *given: Any) -> None:
-        self.member, self.returncode = member, -1
+    def __init__(self, member: Any, log: Path, *given: Any) -> None:
+        self.member, self.log, self.returncode = member, log, -1
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.stdout = iter(self.lines.get, None)
-        said = member.run.options(num_returns="streaming").remote(*given)
+        said = member.run.options(num_returns="streaming").remote(str(log), *given)
         self.follower = threading.Thread(target=self._follow, args=(said,), daemon=True)
         self.follower.start()
 
     def _follow(self, said: Any) -> None:
-        with suppress(RayError):
+        try:
             for ref in said:
                 line: Any = ray.get(ref)
                 if isinstance(line, int):
                     self.returncode = line
                 else:
                     self.lines.put(line)
+        except RayError as error:
+            with self.log.open("a") as log:  # of a machine that cannot write there any more
+                log.write(f"\n{_why(error)}\n")
         self.lines.put(None)
 
     def wait(self) -> int:
@@ -332,8 +339,8 @@ def training(address: str, devices: int, device: str) -> Iterator[None]:
             kind: Any = ray.remote(num_cpus=1, num_gpus=needs.get("GPU", 0))(Member)
             member = kind.options(scheduling_strategy=place).remote()
             command = [sys.executable, "-m", module, str(work.absolute())]
-            log, own = str(work.absolute() / f"stderr{rank}"), {**env, "RANK": str(rank)}
-            return Remote(member, command, os.getcwd(), own, log)
+            log, own = work.absolute() / f"stderr{rank}", {**env, "RANK": str(rank)}
+            return Remote(member, log, command, os.getcwd(), own)
 
         from holdfast.training import workers
 

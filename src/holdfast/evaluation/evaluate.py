@@ -23,7 +23,7 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import certificates, probing
+from holdfast.evaluation import certificates, probing, votes
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
@@ -46,6 +46,7 @@ from holdfast.runs.manifest import Costs, Facts, Finding
 from holdfast.runs.run import Run
 from holdfast.targets import wrap
 from holdfast.targets.batch import read
+from holdfast.targets.smoothed import Smoothed
 from holdfast.threats.threat import Threat
 
 
@@ -179,6 +180,7 @@ def _run(job: Evaluation, kept: Path | None) -> None:
         job = _probed(job)
         own = replace(job, on_progress=_part(job.on_progress, 0, runs))
         for chunk in own.ready.chunks:
+            _vote(own, chunk)
             _search(own, chunk)
             _corrupt(own, chunk)
         _certify(own)
@@ -326,11 +328,30 @@ def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
             added=added,
         )
         cost = cost.times(1 + len(job.settings.apart))
-    if job.prover is not None:
+    if isinstance(job.ready.target, Smoothed):
+        cost = votes.forecast(job.ready.target, job.ready.source, job.ready.rows)
+    elif job.prover is not None:
         left = max(job.settings.deadline - time.monotonic() - cost.seconds, 0.0)
         cost = replace(cost, proofs=min(left, certificates.most(job.prover, cost.rows)))
     if job.settings.trials or job.prover is not None:
         job.on_estimate(cost)
+
+
+def _vote(job: Evaluation, chunk: tuple[int, int]) -> None:
+    """Count the votes of a smoothed model on the rows of a chunk, unless that is done."""
+    if not isinstance(job.ready.target, Smoothed):
+        return
+    (start, stop), (first, last) = chunk, job.ready.rows
+
+    def on_share(share: float) -> None:
+        done = start - first + share * (stop - start)
+        if job.on_progress is not None:
+            what = f"counting votes: {done:,.0f} of {last - first:,} rows"
+            job.on_progress(
+                Progress(done / (last - first), what, last - first - round(done), "left")
+            )
+
+    votes.count(job.ready.target, job.journal, chunk, job.ready.source, on_share)
 
 
 def _search(job: Evaluation, chunk: tuple[int, int], *, again: bool = False) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +76,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
         perceptual=getattr(settings.perceptual, "fingerprint", None),
         seed=settings.seed,
         max_queries=settings.budget,
-        settings={
-            "batch_size": target.batcher.size,
-            "device": str(target.batcher.device),
-            "precision": str(target.batcher.dtype),
-        },
+        settings=settings_of(target),
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -93,6 +90,16 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
         ),
         initial_findings=ready.noted,
     )
+
+
+def settings_of(target: Target) -> dict[str, Any]:
+    """In what a model was asked: what may change the last digits of its answers."""
+    batcher = target.batcher
+    return {
+        "batch_size": batcher.size,
+        "device": str(batcher.device),
+        "precision": str(batcher.dtype),
+    }
 
 
 def _certification(facts: Facts) -> dict[str, str]:

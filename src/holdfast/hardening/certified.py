@@ -112,7 +112,7 @@ class IBP(Bounding):
 
 
 @dataclass(frozen=True)
-class CrownIBP(IBP):
+class CROWN_IBP(IBP):
     """B by lines in intervals, and more and more by intervals alone while eps rises (Zhang et al.
     2020, arXiv:1906.06316).
 
@@ -128,7 +128,7 @@ class CrownIBP(IBP):
 
 
 @dataclass(frozen=True)
-class MtlIBP(Bounding):
+class MTL_IBP(Bounding):
     """alpha B + (1 - alpha) CE(f(x'), y), x' at the end of projected ascent (De Palma et al. 2024,
     arXiv:2305.13991).
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast import attacks, usercode
 from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
+from holdfast.certification import Ladder
 from holdfast.data import Source, to_train_and_measure
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part, divide
@@ -27,6 +28,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked, with_columns, with_texts_fixed
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.hardening import objectives, recipes
+from holdfast.hardening.certified import Bounding
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
@@ -53,6 +55,8 @@ from holdfast.training.prepare import (
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
 from holdfast.training.truths import AtLoss, Own
+
+PROOF_SECONDS = 0.1  # of a row, before and after a training for proofs
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ def harden(
     """Train a network until it withstands a threat, and show by how much it does.
 
     The model given is not changed. Training starts from its weights and keeps the most robust
-    ones, on rows held out of the training data and under an attack that does not train.
+    ones, on rows held out of the training data and under an attack that does not train. The recipe
+    `certified` takes new weights, and keeps those of which most rows held out are proved; then
+    what is proved is measured too, before and after.
 
     Args:
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
@@ -125,8 +131,8 @@ def harden(
         data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and
             `synthetic` are the same.
         threat: what to withstand; one eps for all rows, untargeted.
-        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in
-            `standard(epochs=30)`.
+        recipe: `fast`, `standard`, `strong`, `finetune` or `certified`, with any field changed as
+            in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
         epochs: in place of what the recipe says of epochs and steps.
         class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss),
@@ -209,6 +215,7 @@ def harden(
         samples=test_samples,
         seed=seed,
         resume=True,
+        certifier=_certifier(chosen),
         on_progress=on_progress,
     )
     with run_folder(out) as folder:
@@ -317,6 +324,12 @@ def _recipe(
         changed |= {"epochs": epochs, "steps": 10**9}
     made = replace(recipe, **{name: value for name, value in changed.items() if value is not None})
     return replace(made, objective=repr(objectives.parse(made.objective)))
+
+
+def _certifier(recipe: Recipe | Refit) -> Ladder | None:
+    """What proves rows before and after, where the recipe trains for proofs."""
+    proves = isinstance(recipe, Recipe) and isinstance(recipes.parts(recipe)[0], Bounding)
+    return Ladder(PROOF_SECONDS) if proves else None
 
 
 def _refit(recipe: Recipe | Refit | str, epochs: int | None) -> Refit:

@@ -38,13 +38,29 @@ RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {  # of networks, and one 
         "ten epochs without a warm-up, for a network that is trained already",
         {"objective": "pgd", "epochs": 10, "warmup": 0.0, "ema": 0.98},
     ),
+    "certified": (
+        1,
+        "new weights, and bounds over all of the threat: for networks that are to be proved robust",
+        {
+            "objective": "ibp",
+            "start": "ibp",
+            "epochs": 60,
+            "optimiser": "adam",
+            "rate": 0.002,
+            "warmup": 0.0,
+            "decay": 0.0,
+            "clip": 10.0,
+            "ramp": 0.5,
+            "judge": "",
+        },
+    ),
     "augment": (
         1,
         "for estimators, trees among them: fitted again with changed rows; their `standard`",
         {},
     ),
 }
-Kind = TypeVar("Kind", Recipe, Refit)
+Kind = TypeVar("Kind", bound=Recipe | Refit)
 KINDS = {"augment": Refit}  # what else than a `Recipe` one is
 
 

@@ -93,6 +93,10 @@ FURTHER = pa.schema(
         # of rows that were not asked about
         ("certified_by", pa.string()),
         ("not_certified", pa.string()),
+        # of a smoothed model: the class that the first votes chose, and how many of the draws gave
+        # it
+        ("voted_class", pa.int64()),
+        ("votes", pa.int64()),
         ("target_class", pa.int64()),  # that counts as a success, where each row has its own
         ("group", pa.string()),  # of data whose rows have groups
     ]
@@ -228,6 +232,8 @@ def measure(
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
+    if "votes" in table.column_names:
+        shown.abstentions = interval(int((clean == REFUSED).sum()), n)
     if "robust_by_refusal" in table.column_names:
         shown.refusals = Refusals(
             clean=interval(int((clean == REFUSED).sum()), n),

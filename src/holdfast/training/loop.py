@@ -266,7 +266,8 @@ class Training:
             recall=recall,
         )
         if not progress.epoch:
-            line.note = self.balance.note
+            begun = "" if recipe.start == "given" else f"began with new weights ({recipe.start})"
+            line.note = "; ".join(filter(None, (begun, self.balance.note)))
         progress.epoch += 1
         progress.batch = progress.rows = progress.right = 0
         progress.loss = 0.0
