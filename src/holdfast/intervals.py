@@ -102,6 +102,18 @@ def interval(successes: int, n: int) -> Interval:
     return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
 
 
+def exact_interval(successes: int, n: int) -> Interval:
+    """The share successes / n with its exact 95 % interval (Clopper and Pearson 1934), which covers
+    at least that often, however few the samples are."""
+    if n == 0:
+        return interval(0, 0)
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(successes, n - successes + 1, 0.025)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 0.975)) if successes < n else 1.0
+    return Interval(value=successes / n, low=low, high=high, n=n)
+
+
 def mean_interval(values: np.ndarray) -> Interval:
     """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
     theorem."""

@@ -35,6 +35,7 @@ APART = {
 }
 # where a property of VNN-LIB may be in their place
 NOT_REQUIRED = {(name, option) for name in ("attack", "certify") for option in ("data", "threat")}
+NOT_REQUIRED |= {("verify", option) for option in ("model", "data")}  # of an audit
 MODELS = """
 import torch
 from torch import nn

@@ -18,13 +18,13 @@ def listing(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, protocols, recipes, objectives, regularizers, defences or data.",
+            help="attacks, audits, protocols, recipes, objectives, regularizers, defences or data.",
             metavar="WHAT",
         ),
     ],
 ) -> int:
-    """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or
-    kinds of data."""
+    """List attacks, objectives, regularizers or defences with their options, protocols, recipes,
+    audits, or kinds of data."""
     if what == "attacks":  # from a page that `make docs` writes: they themselves would import torch
         page = resources.files("holdfast.cli").joinpath("attacks.txt").read_text("utf-8")
         typer.echo(page, nl=False)
@@ -104,5 +104,6 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "objectives": ("holdfast.hardening.objectives:OBJECTIVES", _part),
     "regularizers": ("holdfast.hardening.regularizers:REGULARIZERS", _part),
     "defences": ("holdfast.targets.preprocess:GUARDS", _defence),
+    "audits": ("holdfast.audit:AUDITS", lambda name, text: f"{name}  {text}"),
     "data": ("holdfast.data:KINDS", lambda _, text: text),
 }

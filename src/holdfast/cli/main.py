@@ -14,6 +14,7 @@ import typer
 from holdfast import memory, quiet
 from holdfast.cli import (
     attack,
+    audit,
     certify,
     demo,
     evaluate,
@@ -45,6 +46,11 @@ COMMANDS: dict[str, Action] = {
 }
 SHARED = "evaluate", "certify"  # whose rows several processes may share
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
+AUDIT: dict[str, Action] = {
+    "backdoor": audit.backdoor,
+    "membership": audit.membership,
+    "extraction": audit.extraction,
+}
 SCHEMA: dict[str, Action] = {"infer": schema.infer}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -74,19 +80,16 @@ def _add(group: typer.Typer, commands: dict[str, Action]) -> None:
         group.command(name, cls=Command, help=said)(guarded(whole))
 
 
-_generate = typer.Typer(
-    help="Generative models, as data for hardening.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 _add(app, COMMANDS)
-_add(_generate, GENERATE)
-app.add_typer(_generate, name="generate")
-_schema = typer.Typer(
-    help="What the rows of a table may be.", no_args_is_help=True, pretty_exceptions_enable=False
+GROUPS = (
+    ("generate", "Generative models, as data for hardening.", GENERATE),
+    ("schema", "What the rows of a table may be.", SCHEMA),
+    ("audit", "What else than evasion may be wrong with a model?", AUDIT),
 )
-_add(_schema, SCHEMA)
-app.add_typer(_schema, name="schema")
+for _name, _said, _commands in GROUPS:
+    _group = typer.Typer(help=_said, no_args_is_help=True, pretty_exceptions_enable=False)
+    _add(_group, _commands)
+    app.add_typer(_group, name=_name)
 
 
 def main() -> None:

@@ -34,14 +34,13 @@ about_measuring = partial(typer.Option, rich_help_panel="Measurement")
 about_training = partial(typer.Option, rich_help_panel="Training")
 about_run = partial(typer.Option, rich_help_panel="Run")
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, "
-        "path/file.py:factory, or demo.",
-        metavar="MODEL",
-    ),
-]
+_model = typer.Argument(
+    help="Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, "
+    "path/file.py:factory, or demo.",
+    metavar="MODEL",
+)
+Model = Annotated[str, _model]
+ModelOrNone = Annotated[str | None, _model]
 _data = typer.Argument(
     help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
 )
@@ -156,6 +155,15 @@ MaxSeconds = Annotated[
 ]
 Seed = Annotated[
     int, about_run(min=0, max=2**63 - 1, help="The seed of all random numbers.", metavar="N")
+]
+OutFolder = Annotated[
+    Any,
+    typer.Option(
+        "--out",
+        help="The folder, or its URL (s3://bucket/run); default: a new one under runs/.",
+        metavar="FOLDER",
+        parser=place,
+    ),
 ]
 Resume = Annotated[bool, about_run("--resume", help="Go on with what is unfinished in --out.")]
 Json = Annotated[bool, about_run("--json", help="Print the result alone on stdout, as JSON.")]
@@ -454,14 +462,7 @@ def folder_of(
     what: str,
     shard: str | None = None,
     *,
-    out: Annotated[
-        Any,
-        typer.Option(
-            help="The folder, or its URL (s3://bucket/run); default: a new one under runs/.",
-            metavar="FOLDER",
-            parser=place,
-        ),
-    ] = None,
+    out: OutFolder = None,
     resume: Resume = False,
 ) -> Path | str:
     """The folder of a run or its URL, which may have to be there; that of a shard is within.
@@ -478,6 +479,16 @@ def folder_of(
             raise InputError("--shard needs the folder that holds all shards: give --out.")
         return place(f"{out}/{parse(shard)}")
     return out or fresh_folder(model, what)
+
+
+def audit_folder_of(
+    model: str,
+    what: str,
+    *,
+    out: OutFolder = None,
+) -> Path | str:
+    """The folder of an audit or its URL."""
+    return folder_of(model, what, out=out)
 
 
 # of a worker, which measures shard after shard: what it opened for all of them
@@ -578,4 +589,5 @@ ThreatOptions = Annotated[dict[str, Any], open_threat]
 AccessOptions = Annotated[dict[str, Any], open_attacked]
 ProofOptions = Annotated[dict[str, Any], ladder_of]
 RunOptions = Annotated[dict[str, Any], folder_of]
+AuditOptions = Annotated[dict[str, Any], audit_folder_of]
 PartOptions = Annotated[dict[str, Any], rows_to_measure]

@@ -18,8 +18,8 @@ SLOWER = 10  # times as long as the run's may a proof take that is made again
 
 def verify(
     run: options.Folder,
-    model: options.Model,
-    data: options.Data,
+    model: options.ModelOrNone = None,
+    data: options.DataOrNone = None,
     *,
     how: options.ModelOptions,
     rows: options.DataOptions,
@@ -30,18 +30,23 @@ def verify(
     ] = False,
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
-    the report. What no option says of model and data is as the run says it."""
+    the report. What no option says of model and data is as the run says it. Of an audit every
+    figure is computed from its evidence, without MODEL and DATA too."""
     from holdfast.certification import Ladder
     from holdfast.data import suiting
     from holdfast.evaluation.verify import verify as check
     from holdfast.reporting import html
-    from holdfast.reporting.words import percent, printable
+    from holdfast.reporting.words import percent
     from holdfast.runs.remote import fetched
-    from holdfast.runs.store import open_manifest, read_limits
+    from holdfast.runs.store import is_audit, open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
     from holdfast.tasks import runs_code
 
     folder = fetched(run)
+    if is_audit(folder):
+        return _verify_audit(folder, run, model, data, how, rows)
+    if model is None or data is None:
+        raise InputError(f"{run} is a run; to verify it takes the MODEL and the DATA, too.")
     (manifest, _), limits = open_manifest(folder), read_limits(folder)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
         raise InputError(
@@ -82,13 +87,8 @@ def verify(
     if schema is not None and schema.text() != manifest.threat.table:
         wrong.append(f"threat: the run was measured under another schema than {how['schema']}.")
     notes = getattr(wrong, "notes", ())
-    for sentence in wrong:
-        typer.echo(printable(sentence))
     if wrong:
-        typer.echo(
-            f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
-            err=True,
-        )
+        _refute(run, wrong)
         return 3 if writing.contradicted(manifest) else 1
     robust = manifest.metrics.robust_accuracy
     broken = manifest.metrics.counts["broken"]
@@ -99,6 +99,48 @@ def verify(
     for note in notes:
         typer.echo(note)
     return 3 if writing.contradicted(manifest) else 0
+
+
+def _refute(run: Any, wrong: list[str]) -> None:
+    """Say what does not hold."""
+    from holdfast.reporting.words import printable
+
+    for sentence in wrong:
+        typer.echo(printable(sentence))
+    typer.echo(
+        f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
+        err=True,
+    )
+
+
+def _verify_audit(
+    folder: Path,
+    run: Any,
+    model: str | None,
+    data: str | None,
+    how: dict[str, Any],
+    rows: dict[str, Any],
+) -> int:
+    from holdfast.audit.verify import verify as check
+    from holdfast.reporting import audited
+
+    if (model is None) != (data is None):
+        raise InputError("to try an audit again takes both the MODEL and the DATA.")
+    target = source = None
+    if model is not None and data is not None:
+        source = options.open_source(data, **rows)
+        target = options.open_target(model, source, **how)
+    wrong = check(folder, target, source)
+    try:
+        wrong += audited.differs(folder)
+    except InputError as error:
+        wrong.append(f"report.html: {error}")
+    if wrong:
+        _refute(run, wrong)
+        return 1
+    again = "" if model is None else ", and the model answers as it says"
+    typer.echo(f"{run} is confirmed: every figure follows from its evidence{again}.")
+    return 0
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +244,9 @@ def report(
     run: Annotated[
         Any,
         typer.Argument(
-            help="The folder of a run or of a hardening, or its URL.", metavar="RUN", parser=place
+            help="The folder of a run, a hardening or an audit, or its URL.",
+            metavar="RUN",
+            parser=place,
         ),
     ],
     junit: Annotated[
@@ -229,14 +273,20 @@ def report(
 
 
 def _report(run: Path, gate: list[str] | None, **forms: Path | None) -> int:
-    from holdfast.reporting import html, pages, paired, terminal
+    from holdfast.reporting import audited, html, pages, paired, terminal
     from holdfast.reporting import junit as tests
     from holdfast.reporting import markdown as md
     from holdfast.reporting import sarif as scan
-    from holdfast.runs import gates
+    from holdfast.runs import audits, gates
     from holdfast.runs.compare import compare as pair
-    from holdfast.runs.store import read_manifest, untrusted, write_bytes
+    from holdfast.runs.store import is_audit, read_manifest, untrusted, write_bytes
 
+    if is_audit(run):
+        if gate or any(forms.values()):
+            raise InputError(f"{run} is an audit, which has no gates and no other forms yet.")
+        writing.show(audited.summary(audits.read(run)))
+        typer.echo(f"report: {named(audited.write(run))}", err=True)
+        return 0
     if pages.is_hardening(run):
         if gate or any(forms.values()):
             raise InputError(

@@ -46,7 +46,6 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     target, source, protocol = ready.target, ready.source, ready.protocol
     spatial, inner = ready.threat.spatial, innermost(target)
     called = inner.name or type(getattr(inner, "model", inner)).__name__
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
             spec=names.model or called,
@@ -77,17 +76,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
         seed=settings.seed,
         max_queries=settings.budget,
         settings=settings_of(target),
-        provenance=Provenance(
-            command=names.command,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={
-                "python": platform.python_version(),
-                "holdfast": version.VERSION,
-                **libraries,
-                **target.identity.versions,
-            },
-            hardware=_hardware(target.batcher.device),
-        ),
+        provenance=provenance_of(target, names),
         initial_findings=ready.noted,
     )
 
@@ -100,6 +89,22 @@ def settings_of(target: Target) -> dict[str, Any]:
         "device": str(batcher.device),
         "precision": str(batcher.dtype),
     }
+
+
+def provenance_of(target: Target, names: Names) -> Provenance:
+    """By what command, when, with which versions and where something is measured."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return Provenance(
+        command=names.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "holdfast": version.VERSION,
+            **libraries,
+            **target.identity.versions,
+        },
+        hardware=_hardware(target.batcher.device),
+    )
 
 
 def _certification(facts: Facts) -> dict[str, str]:

@@ -279,7 +279,7 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         said, found = (
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
-        yield from _differences(part, in_todays_words(said), in_todays_words(found))
+        yield from differences(part, in_todays_words(said), in_todays_words(found))
     judged, looked = manifest.judge_forwards, looked_at(table)
     if judged and not looked <= judged <= PASSES * looked:
         yield f"judge_forwards: run.json says {judged} for the {looked} inputs that were judged."
@@ -300,15 +300,16 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
             )
 
 
-def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
+def differences(name: str, said: Any, found: Any, source: str = "the samples") -> Iterator[str]:
+    """Where run.json says otherwise than what was computed anew from its source."""
     if isinstance(said, dict) and isinstance(found, dict):
         for key in sorted(said.keys() | found.keys(), key=str):
-            yield from _differences(f"{name}.{key}", said.get(key), found.get(key))
+            yield from differences(f"{name}.{key}", said.get(key), found.get(key), source)
     elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
         for i, (a, b) in enumerate(zip(said, found, strict=True)):
-            yield from _differences(f"{name}[{i}]", a, b)
+            yield from differences(f"{name}[{i}]", a, b, source)
     elif said != found:
-        yield f"{name}: run.json says {said}, but the samples give {found}."
+        yield f"{name}: run.json says {said}, but {source} give {found}."
 
 
 def _gallery(

@@ -1,4 +1,4 @@
-"""The page of a run, or of a hardening and its two runs."""
+"""The page of a run, of an audit, or of a hardening and its two runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 from holdfast.arguments import checked
 from holdfast.errors import InputError
-from holdfast.reporting import html, paired
+from holdfast.reporting import audited, html, paired
 from holdfast.runs.compare import compare
 from holdfast.runs.run import Run, folder_of
+from holdfast.runs.store import is_audit
 
 
 @checked
 def report(run: Run | os.PathLike[str] | str, *, open: bool = False) -> Path:
-    """The page of a run or of a hardening, report.html in its folder, written where it is not there
-    yet.
+    """The page of a run, an audit or a hardening, report.html in its folder, written where it is
+    not there yet.
 
     The folder of a run that was made without `out` goes with the `Run`, and the page with it.
 
@@ -31,7 +32,10 @@ def report(run: Run | os.PathLike[str] | str, *, open: bool = False) -> Path:
     folder = folder_of(run)
     path = folder / "report.html"
     if not path.exists():
-        (write_hardening if is_hardening(folder) else html.write)(folder)
+        if is_audit(folder):
+            audited.write(folder)
+        else:
+            (write_hardening if is_hardening(folder) else html.write)(folder)
     if open:
         webbrowser.open(path.resolve().as_uri())
     return path

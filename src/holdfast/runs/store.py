@@ -365,6 +365,11 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
             what = "an unfinished run; finish it with --resume"
         raise InputError(f"{folder} holds {what}.")
     content = read_bytes(path)
+    if of_audit(content):
+        raise InputError(
+            f"{folder} holds an audit, which report, verify and view read; a run of evaluate or "
+            "certify was expected."
+        )
     found = re.finditer(rb'"schema_version":\s*(-?\d{1,9})', content)
     version = next((int(match[1]) for match in found), SCHEMA_VERSION)
     if version not in (1, SCHEMA_VERSION):
@@ -381,6 +386,17 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
             f"{first['msg']}."
         ) from None
     return manifest, digest_holds(content) is not False
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether it is the folder that an audit leaves: see `runs.audits`."""
+    path = folder / "run.json"
+    return path.is_file() and of_audit(read_bytes(path))
+
+
+def of_audit(content: bytes) -> bool:
+    """Whether a run.json is that of an audit, by its first key."""
+    return re.match(rb'\s*\{\s*"audit":', content) is not None
 
 
 def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -21,7 +21,7 @@ from holdfast.errors import InputError, first_line
 from holdfast.intervals import Interval, Real
 from holdfast.runs.manifest import Eps, Facts, VerdictStatus
 from holdfast.runs.migration import migrate
-from holdfast.runs.store import read_bytes
+from holdfast.runs.store import of_audit, read_bytes
 from holdfast.view.progress import Progress, progress_of
 
 
@@ -37,7 +37,7 @@ class _Model(_Part):
     transformation: str | None = None
 
 
-class _Data(_Part):
+class _Spec(_Part):
     spec: str
 
 
@@ -79,7 +79,7 @@ class Summary(_Part):
     """What the list of runs shows of a finished one."""
 
     model: _Model
-    data: _Data
+    data: _Spec
     threat: _Threat
     protocol: _Protocol
     metrics: _Metrics
@@ -90,16 +90,31 @@ class Summary(_Part):
     asked = Facts.asked
 
 
+class _Answer(_Part):
+    found: bool | None
+    reason: str
+
+
+class AuditSummary(_Part):
+    """What the list of runs shows of an audit."""
+
+    audit: str
+    model: _Spec
+    verdict: _Answer
+    provenance: _Provenance
+
+
 @dataclass(frozen=True)
 class Entry:
     """A run folder as it was when it was last looked at."""
 
     name: str  # its path from the folder that is shown, with / between the parts
     folder: Path
-    state: Literal["finished", "unfinished", "damaged"]
+    state: Literal["finished", "unfinished", "damaged", "audit"]
     changed: float  # when its state was last written, in seconds of the clock
     summary: Summary | None = None  # of a finished run
     progress: Progress | None = None  # of an unfinished one
+    audit: AuditSummary | None = None  # of an audit
     fault: str = ""  # of a damaged one: a sentence
 
     @property
@@ -129,7 +144,7 @@ class Index:
         if not self.entries():
             raise InputError(
                 f"{root} holds no run: there is no run.json and no journal in it or in its "
-                "folders. Runs are what evaluate, certify and harden write to --out."
+                "folders. Runs are what evaluate, certify, harden and audit write to --out."
             )
 
     def entries(self) -> dict[str, Entry]:
@@ -223,18 +238,21 @@ def _read(folder: Path, name: str, root: Path) -> Entry:
         if not path.exists():
             progress = progress_of(folder)
             return Entry(name, folder, "unfinished", progress.written, progress=progress)
-        summary = _summary(path)
-        return Entry(name, folder, "finished", path.stat().st_mtime, summary=summary)
+        summary, changed = _summary(path), path.stat().st_mtime
+        if isinstance(summary, AuditSummary):
+            return Entry(name, folder, "audit", changed, audit=summary)
+        return Entry(name, folder, "finished", changed, summary=summary)
     except (InputError, OSError) as error:
         return Entry(name, folder, "damaged", 0.0, fault=str(error))
 
 
-def _summary(path: Path) -> Summary:
+def _summary(path: Path) -> Summary | AuditSummary:
     content = read_bytes(path)
+    kind = AuditSummary if of_audit(content) else Summary
     if b'"schema_version":1' in content[:200].replace(b" ", b""):
         content = migrate(content)
     try:
-        return Summary.model_validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the text"

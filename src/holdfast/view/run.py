@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from holdfast.reporting import html
+from holdfast.reporting import audited, html
+from holdfast.runs import audits
 from holdfast.runs.store import open_manifest, untrusted
 from holdfast.view.index import Entry
 from holdfast.view.site import Query, Site
 
 
 def page(site: Site, name: str, query: Query) -> str:
-    """The page of a run; of an unfinished one, how far it is."""
+    """The page of a run or an audit; of an unfinished one, how far it is."""
     entry = site.entry(name)
     if entry.progress is not None:
         return site.draw("unfinished.html.j2", kind="run", entry=entry)
-    return site.once(entry, "page", lambda: _page(site, entry))
+    draw = _page if entry.audit is None else _page_of_audit
+    return site.once(entry, "page", lambda: draw(site, entry))
+
+
+def _page_of_audit(site: Site, entry: Entry) -> str:
+    with untrusted(entry.folder):
+        audit, unchanged = audits.opened(entry.folder)
+        shown = audited.shown(entry.folder, audit)
+        return site.draw("audit.html.j2", entry=entry, unchanged=unchanged, **shown)
 
 
 def _page(site: Site, entry: Entry) -> str:

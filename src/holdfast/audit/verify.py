@@ -1,0 +1,105 @@
+"""Verify an audit: compute every figure anew from its evidence, and where a model is given try it
+again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.audit import backdoor, extraction, membership
+from holdfast.audit.prepare import opened
+from holdfast.audit.triggers import Triggers
+from holdfast.errors import HoldfastError, InputError
+from holdfast.evaluation.verify import differences
+from holdfast.runs import audits, store
+from holdfast.runs.audits import AnyAudit
+from holdfast.targets.batch import read
+from holdfast.targets.target import Access, sealed
+
+ODD = 0.005  # the share of rows whose answers may differ between devices
+
+
+def verify(folder: Path, model: Any = None, data: Any = None) -> list[str]:
+    """What does not hold in the folder of an audit, one sentence each; empty where all of it does.
+
+    Files are held against their checksums, and every figure and the verdict against the evidence.
+
+    Args:
+        model: the model that was audited: its fingerprint is compared, and of a backdoor the
+            triggers are tried on it again.
+        data: the rows that were audited, with the model.
+
+    Raises:
+        InputError: the folder holds no audit that can be read at all.
+    """
+    audit, whole = audits.opened(folder)
+    wrong: list[str] = []
+    if not whole:
+        wrong.append("run.json: it was changed after the audit (its digest differs).")
+    try:
+        with store.untrusted(folder):
+            wrong += _files(folder, audit)
+            wrong += _again(folder, audit)
+            if model is not None:
+                wrong += _tried_again(folder, audit, model, data)
+    except HoldfastError as error:
+        wrong.append(str(error))
+    return wrong
+
+
+def _files(folder: Path, audit: AnyAudit) -> Iterator[str]:
+    now = audits.evidence(folder)
+    for name in sorted({*now, *audit.files}):
+        if name not in now:
+            yield f"{name}: missing."
+        elif name not in audit.files:
+            yield f"{name}: not part of the audit."
+        elif store.checksum(folder / name) != audit.files[name]:
+            yield f"{name}: its content was changed after the audit (its checksum differs)."
+
+
+def _again(folder: Path, audit: AnyAudit) -> Iterator[str]:
+    kind: Any = KINDS[audit.audit]
+    again = kind.judged(store.read_tensors(folder / kind.EVIDENCE))
+    yield from differences(
+        "result", audit.result.model_dump(), again.model_dump(), "the files of evidence"
+    )
+    found = kind.verdict(again)
+    yield from differences(
+        "verdict", audit.verdict.model_dump(), found.model_dump(), "the files of evidence"
+    )
+
+
+KINDS = {"backdoor": backdoor, "membership": membership, "extraction": extraction}
+
+
+def _tried_again(folder: Path, audit: AnyAudit, model: Any, data: Any) -> Iterator[str]:
+    if audit.audit != "backdoor":
+        raise InputError(
+            f"an audit of {audit.audit} is verified by its evidence alone; leave out MODEL and "
+            "DATA."
+        )
+    audited = opened(model, {"rows": data}, Access.GRADIENTS)
+    target, source = audited.target, audited.sources["rows"]
+    if target.fingerprint() != audit.model.fingerprint:
+        yield "model: this is not the model that was audited (its fingerprint differs)."
+    if source.fingerprint() != audit.data[0].fingerprint:
+        yield "data: these are not the data that were audited (their fingerprint differs)."
+        return
+    evidence = store.read_tensors(folder / backdoor.EVIDENCE)
+    held = [int(i) for i in evidence["held"]]
+    if not 0 <= min(held) <= max(held) < len(source):
+        yield f"data: they have {len(source)} rows, but the audit tried row {max(held)}."
+        return
+    x = target.batcher.place(torch.cat([read(source, i, i + 1)[0].x for i in held]))
+    mask, pattern = (torch.from_numpy(evidence[name]) for name in ("mask", "pattern"))
+    found = Triggers(mask, pattern, mask.flatten(1).sum(1))
+    with sealed(audit.seed):
+        for i, (aim, said) in enumerate(zip(evidence["aims"], evidence["turned"], strict=True)):
+            at = torch.from_numpy(said >= 0).nonzero()[:, 0].to(x.device)
+            now = backdoor.success(target, found, i, x[at], int(aim[1])).cpu().numpy()
+            if (now != (said[said >= 0] == 1)).mean() > ODD:
+                yield f"triggers: number {i} turns other held rows than the evidence says."

@@ -1,0 +1,205 @@
+"""holdfast audit: what else than evasion may be wrong with a model?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli import options, texts, writing
+from holdfast.errors import InputError
+from holdfast.urls import named
+
+if TYPE_CHECKING:
+    from holdfast.runs.audits import Audit
+
+
+def backdoor(
+    model: options.Model,
+    data: options.Data,
+    *,
+    suspect: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="A class that is searched in full whatever its index.", metavar="CLASS"
+        ),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option(help="Whether triggers that turn the rows of one class alone are searched."),
+    ] = True,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=10, max=10**6, help="The most rows that are used, drawn at random.", metavar="N"
+        ),
+    ] = 2000,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    where: options.AuditOptions,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Search a small trigger that turns clean rows to one class, and flag one that is far smaller
+    than the others. Needs no training data."""
+    folder = options.audit_folder_of(model, "backdoor", **where)
+    from holdfast.audit.backdoor import audit_backdoor
+
+    source = options.open_source(data, **rows)
+    with writing.resumable(folder) as here:
+        audit, _ = audit_backdoor(
+            options.open_target(model, source, **how),
+            source,
+            suspect=suspect,
+            pairs=pairs,
+            rows=samples,
+            seed=seed,
+            out=here,
+            names=_names(model, how, rows),
+            on_progress=lambda what: typer.echo(what, err=True),
+        )
+        return _conclude(audit, here, json=json)
+
+
+def membership(
+    model: options.Model,
+    *,
+    members: Annotated[
+        str,
+        typer.Option(help="DATA that the model was trained on, or a part of it.", metavar="DATA"),
+    ],
+    non_members: Annotated[
+        str, typer.Option(help="Other DATA of the same kind, never trained on.", metavar="DATA")
+    ],
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A MODEL of the same kind to compare with, read as MODEL is; repeatable.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    saw: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of each --reference, in their order: a file with the places of the members that "
+            "it was trained on, one a line, or none.",
+            metavar="FILE",
+        ),
+    ] = None,
+    fpr: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="A false positive rate to measure at; default 0.01 and 0.001, where there are "
+            "non-members enough; repeatable.",
+            metavar="RATE",
+        ),
+    ] = None,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    where: options.AuditOptions,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Try to know the rows that a model was trained on by its answers: by the loss, and with
+    reference models by RMIA and LiRA."""
+    folder = options.audit_folder_of(model, "membership", **where)
+    from holdfast.audit.membership import audit_membership
+
+    inside = options.open_source(members, "train", **rows)
+    outside = options.open_source(non_members, "test", **rows)
+    with writing.resumable(folder) as here:
+        audit, _ = audit_membership(
+            options.open_target(model, inside, **how),
+            inside,
+            outside,
+            references=[options.open_target(one, inside, **how) for one in reference or ()],
+            seen=None if saw is None else [_places(text) for text in saw],
+            fprs=fpr or None,
+            seed=seed,
+            out=here,
+            names=_names(model, how, rows),
+        )
+        return _conclude(audit, here, json=json)
+
+
+def extraction(
+    model: options.Model,
+    data: options.Data,
+    *,
+    threat: options.ThreatText,
+    queries: Annotated[
+        str,
+        typer.Option(help="Budgets, each for a copy of its own: 1000,10000.", metavar="N,..."),
+    ] = "1000,10000",
+    attack: Annotated[
+        str,
+        typer.Option(help="What makes the adversarial examples on a copy.", metavar="ATTACK"),
+    ] = "fgsm",
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=20, max=10**6, help="The most rows that copies are measured on.", metavar="N"
+        ),
+    ] = 1000,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    where: options.AuditOptions,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Copy a model by its answers, within a budget, and measure how far the copy agrees and how far
+    adversarial examples made on it transfer. Files and endpoints alike."""
+    folder = options.audit_folder_of(model, "extraction", **where)
+    from holdfast.audit.extraction import audit_extraction
+
+    budgets = texts.numbers(queries, "--queries")
+    if odd := [number for number in budgets if number != int(number)]:
+        raise InputError(f"--queries holds {odd[0]:g}, but a budget is a whole number of queries.")
+    source = options.open_source(data, **rows)
+    with writing.resumable(folder) as here:
+        audit, _ = audit_extraction(
+            options.open_target(model, source, **how),
+            source,
+            threat,
+            queries=[int(number) for number in budgets],
+            attack=attack,
+            rows=samples,
+            seed=seed,
+            out=here,
+            names=_names(model, how, rows),
+            on_progress=lambda what: typer.echo(what, err=True),
+        )
+        return _conclude(audit, here, json=json)
+
+
+def _places(text: str) -> list[int]:
+    """The numbers in a file, one a line; of `none` none."""
+    if text == "none":
+        return []
+    lines = texts.lines_of(Path(text), "--saw")
+    if odd := [line for line in lines if not line.strip().isdecimal()]:
+        raise InputError(
+            f"--saw {text} holds the line {odd[0]!r:.40}; expected the place of a member, such as "
+            "17."
+        )
+    return [int(line) for line in lines]
+
+
+def _names(model: str, how: dict[str, Any], rows: dict[str, Any]) -> Any:
+    from holdfast.evaluation.facts import Names
+
+    return Names(model, how["arch"], rows["split"] or "test", writing.command_line())
+
+
+def _conclude(audit: Audit, folder: Path, *, json: bool) -> int:
+    """Say what an audit found, and write its page."""
+    from holdfast.reporting import audited
+
+    page = audited.write(folder)
+    if json:
+        typer.echo((folder / "run.json").read_text(encoding="utf-8"))
+    else:
+        writing.show(audited.summary(audit))
+    typer.echo(f"report: {named(page)}", err=True)
+    return 0

@@ -1,0 +1,78 @@
+"""Extraction: the budget is hard, copies agree, and the figures follow from the evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import holdfast, refused
+
+from holdfast.audit.extraction import Metered, audit_extraction
+from holdfast.audit.verify import verify
+from holdfast.errors import InputError, SpecError
+from holdfast.reporting.pages import report
+from holdfast.runs import audits
+from holdfast.targets import load
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extraction") / "run"
+    options: dict[str, Any] = {"queries": (300, 20), "rows": 100, "epochs": 5, "out": folder}
+    audit_extraction(load("demo"), "digits", "linf(0.2)", **options)
+    return folder
+
+
+def test_more_queries_give_a_better_copy(audited: Path) -> None:
+    result = audits.read_as(audited, audits.ExtractionAudit).result
+    few, many = result.substitutes
+    assert (few.queries, many.queries) == (20, 300)
+    assert float(many.agreement) > max(0.6, float(few.agreement))
+    assert float(many.transfer) > float(result.noise)
+    assert result.measured == many.agreement.n == 100
+    assert "300" in report(audited).read_text()
+
+
+def test_verify_computes_it_again(audited: Path, tmp_path: Path) -> None:
+    assert verify(audited) == []
+    for path in audited.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (audited / "run.json").read_text().replace('"measured": 100', '"measured": 99')
+    (tmp_path / "run.json").write_text(text)
+    assert any("measured" in said for said in verify(tmp_path))
+
+
+def test_not_one_query_more_than_the_budget() -> None:
+    meter = Metered(load("demo"), 10)
+    x = torch.zeros(6, 1, 8, 8)
+    meter.bind((1, 8, 8))
+    meter.labels(x)
+    with pytest.raises(InputError, match="12 queries were asked for, of a budget of 10"):
+        meter.scores(x)
+    meter.labels(x[:4])
+    assert meter.spent == 10
+
+
+@pytest.mark.parametrize(
+    ("threat", "options", "kind"),
+    [
+        ("linf(0.1)", {"queries": (0,)}, InputError),
+        ("linf(0.1)", {"queries": ()}, InputError),
+        ("linf(0.1)", {"attack": "none such"}, SpecError),
+        ("far", {}, SpecError),
+    ],
+)
+def test_bad_input(threat: str, options: dict[str, Any], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        audit_extraction(load("demo"), "digits", threat, **options)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("audit", "extraction", "demo", "digits", "--threat", "linf(0.2)", "--samples", "40")
+    shown = holdfast(*asked, "--queries", "60", "--out", "run").stdout
+    assert "Does a copy help attacks?" in shown
+    assert "confirmed" in holdfast("verify", "run").stdout
+    assert "whole number" in refused(*asked, "--queries", "1.5")
