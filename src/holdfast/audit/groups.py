@@ -80,7 +80,7 @@ def two_groups(values: np.ndarray, x: np.ndarray, others: np.ndarray, seed: int)
     if len(values) < 2 * FEWEST or len(others) < FEWEST:
         return None
     z = reduced(values, DIRECTIONS)
-    _, group = kmeans2(z, 2, seed=seed, minit="++")
+    _, group = kmeans2(z, 2, rng=seed, minit="++")
     first = group == 0
     if min(first.sum(), (~first).sum()) < FEWEST:
         return None

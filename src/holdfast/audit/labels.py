@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from holdfast.audit.groups import reduced
 
@@ -19,7 +19,7 @@ def agreeing(values: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How many of a row's NEIGHBOURS have its label, [n]: neighbours by the values [n, d] before
     the last layer, of labels y [n]."""
     flat = reduced(values, DIRECTIONS)
-    _, at = cKDTree(flat).query(flat, k=min(NEIGHBOURS + 1, len(y)))
+    _, at = KDTree(flat).query(flat, k=min(NEIGHBOURS + 1, len(y)))
     own = np.arange(len(y))[:, None]
     same = (y[at] == y[:, None]) & (at != own)
     # where more than these lie at distance 0, the row itself may not be among them
@@ -44,9 +44,9 @@ def twins(x: np.ndarray, y: np.ndarray, width: float) -> Twins:
     limit = ALIKE * width * np.sqrt(x.shape[1])
     flat = reduced(x, DIRECTIONS)  # which brings no two rows further apart
     most = min(NEIGHBOURS + 1, len(y))
-    _, at = cKDTree(flat).query(flat, k=most, distance_upper_bound=limit * (1 + 1e-6))
+    _, at = KDTree(flat).query(flat, k=most, distance_upper_bound=limit * (1 + 1e-6))
     twice, at_odds = np.zeros(len(y), dtype=bool), np.zeros(len(y), dtype=bool)
-    for other in at.T:
+    for other in np.asarray(at).T:
         one = np.flatnonzero((other < len(y)) & (other != np.arange(len(y))))
         one = one[np.linalg.norm(x[one] - x[other[one]], axis=1) <= limit]
         twice[one] = True

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from holdfast.audit.prepare import audit_folder, chosen, opened
-from holdfast.runs.audits import AuditVerdict, DataAudit, DataResult, LabelGroups, Planted
 from PIL import Image
 from torch import Tensor
 
@@ -25,12 +23,14 @@ from holdfast.audit.groups import (
     spectral,
 )
 from holdfast.audit.labels import MOST_AGREEING, NEIGHBOURS, agreeing, twins
+from holdfast.audit.prepare import audit_folder, chosen, opened
 from holdfast.data.part import Part
 from holdfast.data.source import HELD, Source, sized
 from holdfast.errors import InputError
 from holdfast.evaluation.facts import Names
 from holdfast.intervals import exact_interval
 from holdfast.runs import audits, store
+from holdfast.runs.audits import AuditVerdict, DataAudit, DataResult, LabelGroups, Planted
 from holdfast.runs.manifest import Costs
 from holdfast.targets.target import Access, sealed
 from holdfast.threats.images import channels_first
