@@ -114,3 +114,8 @@ def test_rows_that_occur_twice_are_found_and_those_of_two_labels() -> None:
     assert set(np.flatnonzero(found.at_odds)) == {30, 31}
     x[60] = x[90] + 0.011
     assert not twins(x, y, 1.0).twice[60]
+
+
+def test_rows_that_the_model_sees_as_one_have_no_groups() -> None:
+    x = np.random.default_rng(0).random((60, 5))
+    assert two_groups(np.ones((60, 4)), x, x, 0) is None

@@ -10,7 +10,9 @@ of the group share, such as the trigger, they resemble those of other labels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from holdfast.targets.target import Target
 
+STARTS = 8  # of the search for two groups; those furthest apart are taken
 DIRECTIONS = 10  # of largest variance, in which groups are sought
 MANY = 1024  # values of a row: of more, the directions are sought among MANY / 8 random ones
 LOOKED_AT, AMONG = 300, 5000  # rows of a group whose nearest are sought, and rows sought among
@@ -80,17 +83,27 @@ def two_groups(values: np.ndarray, x: np.ndarray, others: np.ndarray, seed: int)
     if len(values) < 2 * FEWEST or len(others) < FEWEST:
         return None
     z = reduced(values, DIRECTIONS)
-    _, group = kmeans2(z, 2, rng=seed, minit="++")
-    first = group == 0
-    if min(first.sum(), (~first).sum()) < FEWEST:
+    tries = [_parts(z, seed + start) for start in range(STARTS)]
+    gap, first = max(tries, key=itemgetter(0))
+    if gap <= 0:
         return None
+    found = [apart_of(x[part], others, seed) for part in (first, ~first)]
+    planted = first if found[0] <= found[1] else ~first
+    return Groups(gap, planted, (min(found), max(found)))
+
+
+def _parts(z: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
+    """Two groups of points [n, d] by 2-means: how far they are apart, and which is the first;
+    0 apart where one is too small to judge."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty group is one that is too small
+        first = kmeans2(z, 2, rng=seed, minit="++")[1] == 0
+    if min(first.sum(), (~first).sum()) < FEWEST:
+        return 0.0, first
     line = z[first].mean(0) - z[~first].mean(0)
     along = z @ line / (np.linalg.norm(line) + 1e-300)
     within = np.where(first, along - along[first].mean(), along - along[~first].mean()).std()
-    found = [apart_of(x[part], others, seed) for part in (first, ~first)]
-    planted = first if found[0] <= found[1] else ~first
-    gap = np.linalg.norm(line) / (within + 1e-300)
-    return Groups(float(gap), planted, (min(found), max(found)))
+    return float(np.linalg.norm(line) / (within + 1e-300)), first
 
 
 def parted(values: np.ndarray, x: np.ndarray, others: np.ndarray, seed: int) -> Groups | None:
