@@ -9,7 +9,7 @@ gain of the workers is at least 0.9 of that of the loops.
 Networks: an adversarially trained LeNet-5 on MNIST images at linf(0.3); a ResNet-18 for 32x32
 inputs with random weights, on CIFAR-10 images that it gives its own labels, with a budget a row and
 a small eps, so that each row costs the same. `quick` on few rows shows what workers cost where
-there is little to do.
+there is little to do, and so do 100 rows next to 300: estimate, probe and report are not shared.
 
     python benchmarks/workers.py [--repeats 3]
 """
@@ -34,6 +34,7 @@ Spent = tuple[float, float]  # seconds by the clock, and of the CPU
 # rows, steps of the native loop, and what the command is asked
 TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
     "LeNet-5, standard, 100 rows": ("cnn", 100, 150, ("--threat", "linf(0.3)")),
+    "LeNet-5, standard, 300 rows": ("cnn", 300, 50, ("--threat", "linf(0.3)")),
     "ResNet-18, standard, 60 queries a row, 4 rows": (
         "resnet18", 4, 20, ("--threat", "linf(1e-4)", "--max-queries", "60"),
     ),

@@ -26,6 +26,7 @@ class Norm(ABC):
     grain: float = 0.0  # sizes are multiples of it
     dense: bool = True  # its steepest step moves every feature
     boxed: bool = False  # its ball is a box, so that each feature may have an eps of its own
+    noise: str = ""  # the kind under which a majority of votes holds within a radius of it
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -268,6 +269,7 @@ class Linf(Norm):
 
 class _L2(Norm):
     name = "l2"
+    noise = "gaussian"
 
     def size(self, d: Tensor) -> Tensor:
         flat = d.flatten(1)
@@ -364,6 +366,7 @@ class _OneFeature(Norm):
 
 class _L1(_OneFeature):
     name = "l1"
+    noise = "uniform"
 
     def size(self, d: Tensor) -> Tensor:
         return d.flatten(1).abs().sum(1)

@@ -54,12 +54,16 @@ class Keys:
             rows = _mix(rows ^ word)
         return Keys(rows)
 
+    def draws(self, numbers: Tensor) -> Keys:
+        """Of a single row: a key for each of its draws, by their `numbers` [m] int64."""
+        return Keys(_mix(self.rows ^ _mix(numbers * _GAMMA)))
+
     def take(self, rows: Tensor) -> Keys:
         return Keys(self.rows[rows])
 
     def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform in [0, 1): [n, *shape]."""
-        bits = self._bits(shape)
+        bits = self.bits(shape)
         if dtype == torch.float64:
             return _shift(bits, 11).to(torch.float64) * 2.0**-53
         return (_shift(bits, 40).to(torch.float32) * 2.0**-24).to(dtype)
@@ -74,7 +78,7 @@ class Keys:
         """32 random bits each: [n, *shape] int32. Two share a number of the stream, for they are
         for whole images."""
         size = math.prod(shape)
-        return self._bits(((size + 1) // 2,)).view(torch.int32)[:, :size].reshape(-1, *shape)
+        return self.bits(((size + 1) // 2,)).view(torch.int32)[:, :size].reshape(-1, *shape)
 
     def grain(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal up to 6.0, at a quarter of the time of `normal`: [n, *shape] float32.
@@ -91,13 +95,14 @@ class Keys:
 
     def signs(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """-1 or 1, evenly: [n, *shape]."""
-        return (_shift(self._bits(shape), 63) * 2 - 1).to(dtype)
+        return (_shift(self.bits(shape), 63) * 2 - 1).to(dtype)
 
     def integers(self, high: int) -> Tensor:
         """Whole numbers in [0, high): [n] int64."""
         return (self.uniform((), torch.float64) * high).to(torch.int64)
 
-    def _bits(self, shape: tuple[int, ...]) -> Tensor:
+    def bits(self, shape: tuple[int, ...]) -> Tensor:
+        """64 random bits each: [n, *shape] int64."""
         count = torch.arange(1, math.prod(shape) + 1, device=self.rows.device)
         return _mix(self.rows[:, None] + count * _GAMMA).reshape(-1, *shape)
 

@@ -36,6 +36,7 @@ _EXAMPLES = {  # of each kind, for a message about a text that is no call
     "objective": "trades(beta=6)",
     "regularizer": "gradalign(weight=0.2)",
     "augmentation": "flip()",
+    "poison": "badnets(share=0.1)",
     "model": "gan(steps=2000)",
 }
 

@@ -83,6 +83,28 @@ def test_nothing_is_proved_without_time_or_without_what_can_be_split() -> None:
     assert not branch(rows, WRONG, math.inf)
 
 
+def test_inputs_that_cross_the_margin_are_shown_to_the_judge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(branching, "AT_FIRST", 0)
+    net, shown = dense(7, nn.ReLU()), []
+    rows, _ = bounded(net, 0.3)
+
+    def judge(x: Tensor) -> bool:
+        shown.append(x)
+        return len(shown) > 1
+
+    assert not branch(rows, torch.tensor(2), math.inf, judge)
+    lo, hi = rows.region.interval()
+    for x in shown:
+        scores = net(x.float())
+        assert bool((scores[:, 0] - scores[:, 2] < 1e-5).all())
+        assert bool(((lo <= x) & (x <= hi)).all())
+    assert len(shown) == 2
+    shown.clear()
+    assert climb(rows, "beta-crown", 60, lambda row, _: row == 0)[0, 2] < 0
+
+
 def test_memory_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = bounded(dense(3, nn.ReLU()), 0.3)
     monkeypatch.setattr(branching, "MOST", 0)

@@ -61,6 +61,12 @@ def statuses(run: Run) -> np.ndarray:
     return run.samples.column("status").to_numpy(zero_copy_only=False)
 
 
+@pytest.fixture
+def bounds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No branch and bound, which decides every row of these small networks."""
+    monkeypatch.setattr(ladder, "METHODS", ("ibp", "crown", "alpha-crown"))
+
+
 def test_rows_are_wrong_broken_certified_or_open() -> None:
     run = measured()
     status, m = statuses(run), run.metrics
@@ -87,6 +93,7 @@ def test_no_attack_breaks_what_is_certified(threat: str) -> None:
     assert not (statuses(run)[certified] == "broken").any()
 
 
+@pytest.mark.usefixtures("bounds_alone")
 def test_without_attacks_the_upper_end_is_what_is_right_clean() -> None:
     run = certify(Net(), data(), THREAT)
     assert set(statuses(run)) <= {"wrong", "robust", "certified"}
@@ -97,6 +104,22 @@ def test_without_attacks_the_upper_end_is_what_is_right_clean() -> None:
     states = {place.state for place in audit.places(run.manifest)}
     assert audit.TESTED not in states
     assert "White box" in dict(audit.untested(run.manifest))
+
+
+def test_what_branch_and_bound_finds_wrong_is_broken_with_its_example(tmp_path: Path) -> None:
+    out, target = tmp_path / "run", holdfast.wrap(Net())
+    run = certify(target, data(), "linf(0.1)", seconds_per_row=60, out=out)
+    broken = np.flatnonzero(statuses(run) == "broken")
+    assert len(broken)
+    assert set(run.samples.column("broken_by").to_pylist()) == {None}
+    attacked = measured(threat="linf(0.1)", certifier=None)
+    assert set(np.flatnonzero(statuses(attacked) == "broken")) <= set(broken)
+    (x, y), (ids, found) = data(), zip(*run.examples(), strict=True)
+    examples = np.concatenate(found)
+    assert np.concatenate(ids).tolist() == broken.tolist()
+    assert np.abs(examples - x[broken]).max() <= 0.1 * (1 + 1e-5)
+    assert (target.labels(torch.from_numpy(examples)).numpy() != y[broken]).all()
+    assert not verify(out, target, data(), certifier=Ladder(60), full=True)
 
 
 def test_where_all_is_proved_weak_attacks_do_no_harm() -> None:
@@ -150,6 +173,7 @@ def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
 
 
+@pytest.mark.usefixtures("bounds_alone")
 def test_a_proof_that_was_made_up_is_found(tmp_path: Path) -> None:
     run = certify(Net(), data(), "linf(0.1)", out=tmp_path / "run")
     at = list(statuses(run)).index("robust")
@@ -187,6 +211,7 @@ class Slow:
 
     def __init__(self, clock: list[float], x: torch.Tensor, *_: Any) -> None:
         self.clock, self.x = clock, x
+        self.wrong = dict[int, torch.Tensor]()
 
     def at(self, rows: torch.Tensor) -> Slow:
         return Slow(self.clock, self.x[rows])
@@ -328,7 +353,7 @@ class Everything:
     def at(self, rows: torch.Tensor) -> Everything:
         raise AssertionError("no row is left")
 
-    def climb(self, method: str, seconds: float) -> Margins:
+    def climb(self, method: str, *_: Any) -> Margins:
         lower = torch.ones(len(self.rows), 3, dtype=torch.float64)
         return Margins(lower, 0 * lower, method)
 
@@ -391,6 +416,7 @@ def test_the_command_and_its_gate(files: tuple[Path, Path], tmp_path: Path) -> N
     assert "Proved: " in " ".join(both.stdout.split())
 
 
+@pytest.mark.usefixtures("bounds_alone")
 def test_the_headline_is_the_bracket() -> None:
     run = measured(threat="linf(0.1)")
     assert run.metrics.certified_accuracy is not None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from holdfast import load
-from holdfast.certification import decide, vnnlib
+from holdfast.certification import decide, properties, vnnlib
 from holdfast.certification.exchange import onnx_of
 from holdfast.certification.vnnlib import Outputs
 from holdfast.data import open_data
@@ -226,6 +226,39 @@ def test_what_is_decided_is_so(outputs: str, answer: str) -> None:
         y = Absolute()(torch.from_numpy(found.x[None]))[0]
         assert np.array_equal(found.y, y.numpy())
         assert asked.parts[0].broken(found.x.astype(float), found.y.astype(float))
+
+
+class Twice(nn.Module):
+    """y = (0, x_1), the 0 as the difference of two equal ReLUs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.relu(x[:, [0, 0]])
+        return torch.stack([z[:, 0] - z[:, 1], x[:, 1]], 1)
+
+
+@pytest.mark.parametrize("order", ["{0}{1}", "{1}{0}"])
+def test_of_conditions_at_once_the_one_with_the_highest_bound_is_tried_first(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(properties, "FEW", 0)
+    monkeypatch.setattr(properties, "ATTACKS", ("fgsm",))
+    outputs = order.format("(assert (<= Y_0 -0.1))", "(assert (<= Y_1 0.5))")
+    found = decide(Twice(), vnnlib.parse(DECLARED + WIDE + outputs), seconds=20)
+    assert (found.answer, found.method) == ("unsat", "beta-crown")
+
+
+@pytest.mark.parametrize("prove", [True, False])
+def test_branch_and_bound_finds_counterexamples(
+    prove: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(properties, "FEW", 0)
+    monkeypatch.setattr(properties._Search, "_attacked", lambda *_: None)
+    asked = vnnlib.parse(DECLARED + WIDE + "(assert (<= Y_0 -0.5))")
+    found = decide(Absolute(), asked, seconds=20, prove=prove)
+    assert (found.answer, found.method) == ("sat", "beta-crown")
+    assert found.x is not None
+    assert found.y is not None
+    assert asked.parts[0].broken(found.x.astype(float), found.y.astype(float))
 
 
 def test_each_box_of_a_property_is_decided() -> None:

@@ -364,6 +364,15 @@ def test_a_full_disk_loses_nothing(
     same_run("full", whole)
 
 
+def test_what_is_of_one_process_is_refused_before_workers_begin() -> None:
+    proof = ("certify", "demo", "digits", *LINF, "--export", "open")
+    names(refused(*proof, "--workers", 2), "--export", "leave out --workers 2")
+    names(refused(*proof, "--ray", "local"), "--export", "leave out --ray local")
+    names(refused(*proof, "--shard", "0/2"), "--export", "leave out --shard 0/2")
+    asked = ("certify", "demo", "--vnnlib", "property.vnnlib", "--workers", 2)
+    names(refused(*asked), "--vnnlib", "leave out --workers 2")
+
+
 def test_effort_that_cannot_be_spent_is_refused_before_any_pass() -> None:
     text = refused(
         "evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "apgd(targets=20)"

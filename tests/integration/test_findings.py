@@ -268,7 +268,7 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
     monkeypatch.setattr(
-        "holdfast.evaluation.evaluate.probe", None
+        "holdfast.evaluation.probing.probe", None
     )  # it was probed: nobody asks again
     again = measure(model, out=tmp_path / "run", resume=True)
     assert again.samples.equals(whole.samples)

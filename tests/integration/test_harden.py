@@ -70,13 +70,18 @@ def weights(state: State) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("optimiser", "objective"),
-    [("sgd", "trades(steps=2)"), ("adam", "trades(steps=2)"), ("sgd", "advgan(width=2)")],
+    [
+        ("sgd", "trades(steps=2)"),
+        ("adam", "trades(steps=2)"),
+        ("sgd", "advgan(width=2)"),
+        ("adam", "crown_ibp"),
+    ],
 )
 def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     optimiser: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = f'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="{objective}", '
-    how += "ramp=0.1, rate=0.01"
+    how += 'ramp=0.1, rate=0.01, start="ibp"'
     recipe = f'strong({how}, optimiser="{optimiser}")'
     whole, net = training(recipe, make=Normed)
     expected = weights(whole.fit(net))

@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 import holdfast as hf
 from holdfast.errors import HoldfastError
 from holdfast.hardening import recipes
-from holdfast.training.estimator import Refitting
+from holdfast.training.estimator import Refit, Refitting
 from holdfast.training.state import Epoch
 
 SCHEMA = """
@@ -250,7 +250,7 @@ def test_a_network_takes_no_recipe_of_estimators() -> None:
     with pytest.raises(HoldfastError, match="give standard"):
         recipes.parse("augment")
     with pytest.raises(HoldfastError, match="give augment"):
-        recipes.parse_refit("strong")
+        recipes.parse("strong", Refit)
 
 
 def test_a_regression_has_no_classes(tmp_path: Path) -> None:

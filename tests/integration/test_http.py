@@ -178,6 +178,25 @@ def test_a_misbehaving_endpoint_costs_only_the_guilty_row(server: Server, kind: 
     assert target.sent == len(server.seen)
 
 
+def test_an_endpoint_of_labels_is_smoothed_for_the_questions_that_were_said(server: Server) -> None:
+    target = server.target(gives="labels", response="outputs.*.label", batch=64)
+    said, smooth = list[float](), "gaussian(0.1, draws=120, first=30, alpha=0.01)"
+    run = holdfast.certify(
+        target,
+        (X, Y),
+        "l2(0.02)",
+        smooth=smooth,
+        on_estimate=lambda cost: said.append(cost.rows * cost.passes),
+    )
+    assert said == [N * 150]
+    others = 2 * N + 30  # the labels of clean rows, and of random ones, for what is no function
+    assert said[0] <= target.sent <= said[0] + others
+    net = holdfast.wrap(lambda x: torch.from_numpy(model(x.numpy())))
+    there = holdfast.certify(net, (X, Y), "l2(0.02)", smooth=smooth)
+    assert statuses(run) == statuses(there)
+    assert "certified" in statuses(run)
+
+
 @pytest.mark.parametrize("gives", ["scores", "labels"])
 def test_an_endpoint_is_measured_like_its_twin(server: Server, gives: str, tmp_path: Path) -> None:
     tried = ATTACKS if gives == "scores" else ("sweep(steps=12)",)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import holdfast, names, refused, same_run
 from helpers.model_files import MEANS
+from helpers.training import SMALL
 
 ASKED = ("models.py:means", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=3)")
 ASKED = (*ASKED, "--samples", "40")
@@ -41,6 +42,27 @@ def means():
                 os.kill(os.getpid(), 9)
     net.register_forward_hook(count)
     return net
+"""
+# In the second of two processes that train it, with a state stored, a file `death` ends the actor.
+TRAINED = """
+import os, time
+from pathlib import Path
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        death = Path(__file__).with_name("death")
+        stored = any(Path(__file__).parent.glob("*/training.safetensors"))
+        if self.training and os.environ.get("RANK") == "1" and stored and death.exists():
+            death.unlink()
+            os.kill(os.getppid(), 9)
+            time.sleep(600)
+        return super().forward(x)
+
+def net():
+    torch.manual_seed(0)
+    return Net(nn.Flatten(), nn.Linear(64, 10))
 """
 
 
@@ -120,6 +142,24 @@ def test_a_command_that_is_killed_goes_on() -> None:
 
 
 @pytest.mark.slow
+def test_a_training_on_a_cluster_is_that_of_two_processes_here_also_after_a_death() -> None:
+    Path("trained.py").write_text(TRAINED)
+    asked = ("harden", "trained.py:net", "digits", "--threat", "linf(0.1)", *SMALL)
+    asked = (*asked, "--train-samples", 200, "--devices", 2)
+    assert holdfast(*asked, "--out", "one").exit_code == 0
+    Path("death").touch()
+    ray = (*asked, "--ray", "local", "--out", "two")
+    lost = holdfast(*ray)
+    assert lost.exit_code == 2, lost.output
+    names(lost.stderr, "epoch 1:", "process 2 of 2) died", "--resume")
+    assert not Path("death").exists()
+    done = holdfast(*ray, "--resume")
+    assert done.exit_code == 0, done.output
+    one, two = (next(Path(folder).glob("*.safetensors")).read_bytes() for folder in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.slow
 def test_what_a_cluster_lacks_is_refused() -> None:
     ray = ("evaluate", *ASKED, "--out", "out", "--ray", "local")
     names(refused(*ray, "--gpus-per-worker", "0.5"), "0.5", "has 0 GPUs")
@@ -139,6 +179,10 @@ def test_what_ray_cannot_be_asked_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules, "holdfast.cli.ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     names(refused(*ray, "auto"), "holdfast[ray]")
+    hard = ("harden", "demo", "digits", "--threat", "linf(0.1)", "--ray", "local", "--out", "out")
+    names(refused(*hard, "--devices", 2), "holdfast[ray]")
+    names(refused(*hard), "--ray local", "--devices too")
+    names(refused(*hard[:-1], "memory://out", "--devices", 2), "memory://out", "all machines see")
     assert not list(Path().glob("out*"))
 
 

@@ -333,3 +333,11 @@ def test_queries_of_a_run_in_which_nothing_was_broken(tmp_path: Path) -> None:
 def test_a_length_of_time_reads_as_a_person_says_it() -> None:
     said = [words.duration(s) for s in (0.2, 1.4, 2, 80, 120, 7200)]
     assert said == ["1 second", "1 second", "2 seconds", "80 seconds", "2.0 minutes", "2.0 hours"]
+
+
+def test_the_matrices_of_many_classes_take_two_bytes_a_count(tmp_path: Path) -> None:
+    written = make(tmp_path, classes=300, shown=0, spec="net [\n 1,\n 2]")
+    assert (tmp_path / "run.json").stat().st_size < 2 * 2 * 300**2 + 200_000
+    read = store.read_manifest(tmp_path)
+    assert read.metrics.confusion == written.metrics.confusion
+    assert read.trials == written.trials

@@ -279,7 +279,7 @@ def test_free_takes_two_steps_by_hand() -> None:
 
 
 def test_objectives_are_calls() -> None:
-    for text in SPECS:
+    for text in [*SPECS, "ibp(reach=1.5)", "crown_ibp", "mtl_ibp(alpha=0.5, steps=2)"]:
         assert repr(objectives.parse(repr(objectives.parse(text)))) == repr(objectives.parse(text))
     bad = "trade trades(gamma=1) pgd(steps=0) pgd(steps=2.5) mart(beta=-1) max(also=3)".split()
     for text in (

@@ -85,3 +85,12 @@ def test_a_folder_that_is_not_empty_is_refused(folder: Path, tmp_path: Path, ins
     assert done.exit_code == 2
     assert "is not an empty folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_within_a_run_is_refused(folder: Path) -> None:
+    run = next(folder.rglob("run.json")).parent
+    before = sorted(run.iterdir())
+    done = holdfast("view", str(folder), "--bundle", str(run / "pages"))
+    assert done.exit_code == 2
+    assert "lies in the folder of a run" in done.stderr
+    assert sorted(run.iterdir()) == before

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from holdfast.audit import backdoor, extraction, membership
+from holdfast.audit import backdoor, extraction, membership, training_data
 from holdfast.audit.prepare import opened
 from holdfast.audit.triggers import Triggers
 from holdfast.errors import HoldfastError, InputError
@@ -73,7 +73,12 @@ def _again(folder: Path, audit: AnyAudit) -> Iterator[str]:
     )
 
 
-KINDS = {"backdoor": backdoor, "membership": membership, "extraction": extraction}
+KINDS = {
+    "backdoor": backdoor,
+    "data": training_data,
+    "membership": membership,
+    "extraction": extraction,
+}
 
 
 def _tried_again(folder: Path, audit: AnyAudit, model: Any, data: Any) -> Iterator[str]:

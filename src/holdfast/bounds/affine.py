@@ -39,15 +39,16 @@ class General:
     value: Callable[..., Tensor]
     shape: Shape
     parents: tuple[Shape, ...]
+    dtype: torch.dtype
 
     def needs(self, window: Window) -> tuple[Window, ...]:
         return ((),) * len(self.parents)
 
     def pull(self, a: Tensor, window: Window, parents: list[Window]) -> tuple[Tensor, ...]:
-        double = whole(a, self.shape, window).double()
-        zeros = (double.new_zeros(shape) for shape in self.parents)
+        own = whole(a, self.shape, window).to(self.dtype)
+        zeros = (own.new_zeros(shape) for shape in self.parents)
         _, pull, *_ = torch.func.vjp(self.value, *zeros)
-        return tuple(part.to(a) for part in torch.func.vmap(pull)(double))
+        return tuple(part.to(a) for part in torch.func.vmap(pull)(own))
 
 
 @dataclass(frozen=True)

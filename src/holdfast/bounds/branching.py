@@ -8,7 +8,8 @@ beta-CROWN: Wang et al. 2021, arXiv:2103.06624. Which ReLU is split is tried on 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from typing import TypeVar
 
@@ -19,13 +20,18 @@ from holdfast.bounds.affine import Window
 from holdfast.bounds.alpha import best_values
 from holdfast.bounds.propagate import LEAST, SLOPES, Rows
 from holdfast.bounds.relaxations import Bent
+from holdfast.norms import wide
 
 METHODS = (*SLOPES, "beta-crown")  # each at least as tight as the last
 # Of Adam: on the whole region, on each part, and on a part in which every ReLU has a sign.
-FIRST_STEPS, STEPS, LAST_STEPS = 50, 10, 200
+FIRST_STEPS, STEPS, LAST_STEPS = 50, 5, 200
 SPLIT = 32  # parts that are split at once
 TRIED = 3  # ReLUs of a part that are tried
 MOST = 1 << 30  # bytes of the parts that are left
+# Of the search for wrong inputs: starts of each margin before its region is split, parts after
+# which it starts again, at first and at most, in how many of them, steps, how far the first one
+# goes, and what is kept of the last direction.
+STARTS, AT_FIRST, EVERY, SHOWN, DOWN, STRIDE, MOMENTUM = 4, 64, 256, 8, 60, 0.3, 0.75
 
 # Of parts of a region: by a name and an activation's node, [parts, *shape] each.
 #   sign: 1 or -1 where the part is that of one sign of what the activation takes, else 0: int8
@@ -37,40 +43,110 @@ MOST = 1 << 30  # bytes of the parts that are left
 State = dict[tuple[str, int], Tensor]
 Key = TypeVar("Key")
 
+# Whether one of these inputs [p, *shape] of a row is found to be wrong.
+Judge = Callable[[int, Tensor], bool]
 
-def climb(rows: Rows, method: str, seconds: float = 1.0) -> Tensor:
+
+def nobody(row: int, x: Tensor) -> bool:
+    """A judge who finds nothing wrong."""
+    return False
+
+
+def climb(rows: Rows, method: str, seconds: float = 1.0, judge: Judge = nobody) -> Tensor:
     """Bound by one of METHODS, and keep what is better: `rows.lower`.
 
     "beta-crown" is to follow "alpha-crown". It takes up to so many seconds for each row that is
-    left, whose smallest margin it tries first.
+    left, and tries the margin first that is lowest at some input. Inputs that it takes for wrong
+    are shown to `judge`, and the row is left where one is.
     """
     if method in SLOPES:
         return rows.climb(method)
     for row in rows.left.any(1).nonzero():
         end, part = time.monotonic() + seconds, rows.at(row)
-        for wrong in part.rounded[0].argsort():
-            if not bool(part.left[0, wrong]):
-                continue
-            if not branch(part, wrong, end):
+        shown = partial(judge, int(row))
+        for wrong in nearest(part, end, shown):
+            if not branch(part, wrong, end, shown):
                 break
             for held in (rows.lower, rows.rounded):
                 held[row, wrong] = held[row, wrong].clamp_min(LEAST)
     return rows.lower
 
 
-def branch(rows: Rows, wrong: Tensor, end: float) -> bool:
+def nearest(rows: Rows, end: float, judge: Callable[[Tensor], bool]) -> Tensor:
+    """The classes over which a single row's margin is not proved, those first whose margin is the
+    lowest at the inputs met before a time `end`; none where `judge` finds one of these wrong."""
+    classes = rows.left[0].nonzero()[:, 0]
+    every = classes.repeat(STARTS)
+    noise = torch.randn(
+        (len(every), *rows.region.x.shape[1:]), generator=torch.Generator().manual_seed(0)
+    )
+    x = _lowest(rows, noise.to(rows.region.x))
+    margin = rows.margins(torch.zeros_like(every), every)[:, 0]
+    lowest, wrong = _descended(rows, x, margin, end)
+    if len(wrong) and judge(wrong):
+        return classes[:0]
+    return classes[lowest.view(STARTS, -1).amin(0).argsort()]
+
+
+def _descended(rows: Rows, x: Tensor, margin: Tensor, end: float) -> tuple[Tensor, Tensor]:
+    """The lowest values of margins [p, k] on the way from inputs x [p, *shape] downwards, [p], and
+    the inputs at which some are not above 0; a time `end` cuts it short.
+
+    A step goes some of the way to where a linear function is lowest in the region (Frank and Wolfe
+    1956), so that it never leaves it.
+    """
+    lowest, wrong = torch.full_like(x.flatten(1)[:, 0], torch.inf), [x[:0]]
+    along = torch.zeros_like(x)
+    for step in range(DOWN):
+        if time.monotonic() >= end:
+            break
+        with torch.enable_grad():
+            given = x.detach().requires_grad_()
+            value = (rows.graph(given) * margin).sum(1)
+            (a,) = torch.autograd.grad(value.sum(), given)
+        value = value.detach()
+        lowest = torch.minimum(lowest, value)
+        wrong.append(x[value <= 0])
+        size = a.abs().flatten(1).sum(1).clamp_min(torch.finfo(a.dtype).tiny)
+        along = MOMENTUM * along + a / wide(size, a)
+        x = torch.lerp(x, _lowest(rows, along), STRIDE * (1 - step / DOWN))
+    return lowest, torch.cat(wrong)
+
+
+def _lowest(rows: Rows, a: Tensor) -> Tensor:
+    """Where <a, input> is least in the region of a single row, of a [p, *shape] in float64."""
+    at = torch.zeros(len(a), dtype=torch.long, device=a.device)
+    with torch.enable_grad():
+        a = a.detach().requires_grad_()
+        return torch.autograd.grad(rows.region.least(a, at, ()).sum(), a)[0]
+
+
+def branch(
+    rows: Rows, over: Tensor, end: float, judge: Callable[[Tensor], bool] = lambda _: False
+) -> bool:
     """Whether the margin of a single row over a class is proved before a time `end` (of
-    `time.monotonic`)."""
+    `time.monotonic`), and before `judge` finds an input wrong."""
     if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
         return False
-    margin = _Margin(rows, wrong)
-    state = margin.opened(margin.whole(), FIRST_STEPS)
+    margin = _Margin(rows, over)
+    state, due = margin.opened(margin.whole(), FIRST_STEPS), float(AT_FIRST)
     while parts := len(state["lower", 0]):
+        if due <= 0:
+            lowest, wrong = margin.met(state, end)
+            if len(wrong) and judge(wrong):
+                return False
+            # often where 0 is close to the upper end of what the margin is between
+            gap = lowest - float(state["lower", 0].min())
+            due = EVERY * min(1.0, 4 * lowest / max(gap, LEAST))
         if time.monotonic() >= end or parts * margin.size > MOST:
             return False
         able = state["split", 0] >= 0
         if not bool(able.all()):  # only the multipliers are left to do better
-            if len(margin.opened(_taken(state, ~able), LAST_STEPS)["lower", 0]):
+            left = margin.opened(_taken(state, ~able), LAST_STEPS)
+            if len(left["lower", 0]):
+                _, wrong = margin.met(left, end)
+                if len(wrong):
+                    judge(wrong)
                 return False
             state = _taken(state, able)
             continue
@@ -78,6 +154,7 @@ def branch(rows: Rows, wrong: Tensor, end: float) -> bool:
         now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
         new = margin.opened(margin.halves(now, now["split", 0]), STEPS)
         state = {key: torch.cat([later[key], new[key]]) for key in later}
+        due -= 2 * len(now["split", 0])
     return True
 
 
@@ -153,6 +230,15 @@ class _Margin:
         state["split", 0] = self._chosen(state, seen)
         return state
 
+    def met(self, state: State, end: float) -> tuple[float, Tensor]:
+        """The lowest margin met before a time `end`, from where the lines of the lowest parts are
+        lowest; and the inputs at which it was not above 0."""
+        at = state["lower", 0].argsort()[:SHOWN]
+        a, _ = self._pulled(*self._fitted(_taken(state, at), self.single))
+        start = _lowest(self.double, a.double())
+        lowest, wrong = _descended(self.double, start, self.margin[:, 0], end)
+        return float(lowest.min()), wrong
+
     def _fitted(self, state: State, of: Rows) -> tuple[Rows, State]:
         """The row once a part, with the lines that the signs leave it, and slopes within them."""
         parts = len(state["sign", self.bent[0]])
@@ -181,13 +267,26 @@ class _Margin:
     ) -> Tensor:
         """Lower bounds of the margin on these parts: as `Rows.backward`."""
         at = torch.arange(len(rows.y), device=rows.y.device) if at is None else at
+        a, at_0 = self._pulled(rows, state, at, seen=seen)
+        return at_0 + rows.region.least(a, at, ())
+
+    def _pulled(
+        self,
+        rows: Rows,
+        state: State,
+        at: Tensor | None = None,
+        *,
+        seen: dict[int, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Rows.pulled`, of the margin on these parts."""
+        at = torch.arange(len(rows.y), device=rows.y.device) if at is None else at
         exact = rows.region.x.dtype == torch.float64
         signs = {
             k: multiplier * state["sign", k]
             for (name, k), multiplier in state.items()
             if name == "multiplier"
         }
-        return rows.backward(
+        a, at_0 = rows.pulled(
             rows.last,
             at,
             self.margin.to(rows.region.x).expand(len(at), -1, -1),
@@ -197,6 +296,8 @@ class _Margin:
             search=not exact,
             seen=seen,
         )
+        assert a is not None
+        return a, at_0
 
     def _open(self, state: State) -> Tensor:
         """Parts on which float64 does not prove the margin: bool [parts]."""

@@ -12,7 +12,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -108,7 +108,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The operators of a network in an order in which they may run, constants in float64."""
+    """The operators of a network in an order in which they may run, constants in float64 where it
+    is not made for training."""
 
     nodes: list[Node]
     device: torch.device
@@ -177,34 +178,67 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
         InputError: "not supported: ...", where the network cannot be traced, holds an operator
             without a rule, draws random numbers, or changes its own state.
     """
-    program = _export(network, example)
-    signature = program.graph_signature
-    stored = {**program.state_dict, **program.constants}
-    names = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    nodes = [Node("input", (), tuple(example.shape), torch.clone)]
-    write = _Writer(nodes, example.device)
-    values: dict[Any, Any] = {}  # of what torch calls a node
-    for item in program.graph.nodes:
-        if item.name in names:
-            values[item] = stored[names[item.name]].detach().to(example.device)
-        elif item.op == "placeholder":
-            values[item] = At(0)
-        elif item.op == "call_function" and _name(item) not in _SILENT:
-            args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
-            try:
-                values[item] = _value(item, args, kwargs, example.dtype, write)
-            except InputError as error:
-                raise InputError(f"{str(error).rstrip('.')}{_where(item)}.") from None
-        elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
-            raise unsupported(f"operator {_name(next(iter(item.users)))}")
-        elif item.op == "output":
-            last = _output([values[part] for part in item.args[0]], nodes)
-            return Graph(_needed(nodes[: last + 1]), example.device)
-    raise unsupported("a network without an output")
+    return Program.of(network, example).graph()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as `torch.export` writes it down: operators, and constants by name."""
+
+    exported: torch.export.ExportedProgram
+    example: Tensor
+
+    @classmethod
+    def of(cls, network: nn.Module, example: Tensor) -> Program:
+        """Args, and what is raised: as `trace`."""
+        return cls(_export(network, example), example)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names in the network of its parameters, buffers and other constants."""
+        signature = self.exported.graph_signature
+        return {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of those that an optimiser may change."""
+        return set(self.exported.graph_signature.inputs_to_parameters.values())
+
+    def graph(
+        self, others: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64
+    ) -> Graph:
+        """Its graph, which computes in this dtype.
+
+        Args:
+            others: constants in place of its own, by name; gradients flow to them.
+        """
+        example, names = self.example, self.names
+        stored = {**self.exported.state_dict, **self.exported.constants}
+        stored = {name: value.detach() for name, value in stored.items()} | dict(others or {})
+        nodes = [Node("input", (), tuple(example.shape), torch.clone)]
+        write = _Writer(nodes, example.device, dtype)
+        values: dict[Any, Any] = {}  # of what torch calls a node
+        for item in self.exported.graph.nodes:
+            if item.name in names:
+                values[item] = stored[names[item.name]].to(example.device)
+            elif item.op == "placeholder":
+                values[item] = At(0)
+            elif item.op == "call_function" and _name(item) not in _SILENT:
+                args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
+                try:
+                    values[item] = _value(item, args, kwargs, example.dtype, write)
+                except InputError as error:
+                    raise InputError(f"{str(error).rstrip('.')}{_where(item)}.") from None
+            elif item.op == "get_attr":  # of a program within, such as what runs under no_grad
+                raise unsupported(f"operator {_name(next(iter(item.users)))}")
+            elif item.op == "output":
+                last = _output([values[part] for part in item.args[0]], nodes)
+                return Graph(_needed(nodes[: last + 1]), example.device)
+        raise unsupported("a network without an output")
 
 
 def _value(item: Any, args: Any, kwargs: Any, dtype: torch.dtype, write: _Writer) -> Any:
@@ -218,13 +252,26 @@ def _value(item: Any, args: Any, kwargs: Any, dtype: torch.dtype, write: _Writer
     _check(item, args, kwargs, dtype)
     if not _places((args, kwargs)):  # rounded as the network rounds it
         return item.target(*args, **kwargs)
-    args, kwargs = tree_map(_double, args), tree_map(_double, kwargs)
+    args, kwargs = tree_map(write.cast, args), tree_map(write.cast, kwargs)
     name = name.rstrip("_")
+    if name == "batch_norm" and args[3].requires_grad:
+        return _normed(write, *args)
     if name in FORMS:
         return FORMS[name](write, *args, **kwargs)
     if name == "mul" and all(isinstance(arg, At) for arg in args):
         return product(write, *args)
     return write(item.target, *args, **kwargs)
+
+
+def _normed(write: _Writer, x: At, w: Any, b: Any, mean: Tensor, var: Tensor, *options: Any) -> At:
+    """A batch normalisation whose statistics get gradients, which torch's operator gives them not
+    where they are given."""
+    scale = (var + options[2]).rsqrt()
+    scale = scale if w is None else scale * w
+    shift = -mean * scale if b is None else b - mean * scale
+    axes = [1] * (len(write.shape(x)) - 2)
+    scaled = write(torch.ops.aten.mul.Tensor, x, scale.view(-1, *axes))
+    return write(torch.ops.aten.add.Tensor, scaled, shift.view(-1, *axes))
 
 
 def _where(item: Any) -> str:
@@ -291,11 +338,6 @@ def _called(target: Any, otherwise: str = "") -> str:
     return _ALIASES.get(name, name)
 
 
-def _double(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if floating else value
-
-
 def _places(tree: Any) -> list[int]:
     return [leaf.node for leaf in tree_flatten(tree)[0] if isinstance(leaf, At)]
 
@@ -354,6 +396,11 @@ class _Writer:
 
     nodes: list[Node]
     device: torch.device
+    dtype: torch.dtype
+
+    def cast(self, value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if floating else value
 
     def shape(self, value: Any) -> tuple[int, ...]:
         return self.nodes[value.node].shape if isinstance(value, At) else tuple(value.shape)
@@ -415,7 +462,7 @@ class _Writer:
         )
 
     def _zeros(self, node: int) -> Tensor:
-        return torch.zeros(self.nodes[node].shape, dtype=torch.float64, device=self.device)
+        return torch.zeros(self.nodes[node].shape, dtype=self.dtype, device=self.device)
 
     def _append(self, node: Node) -> At:
         self.nodes.append(node)
@@ -440,7 +487,7 @@ def _affine(
             axes = len(shape) - 2
             stride, padding, dilation = (tuple(part) * (axes // len(part)) for part in options)
             return Convolution(weight, stride, padding, dilation, groups, shape, shapes[0])
-    return General(call, shape, shapes)
+    return General(call, shape, shapes, ones[0].dtype)
 
 
 @dataclass(frozen=True, repr=False)  # vmap writes down what it calls, all weights included

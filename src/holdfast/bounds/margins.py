@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.branching import METHODS, climb
+from holdfast.bounds.branching import METHODS, Judge, climb, nobody
 from holdfast.bounds.graph import Graph, trace, unsupported
 from holdfast.bounds.propagate import Rows
 from holdfast.bounds.regions import Region
@@ -156,10 +156,10 @@ class Bounded:
         part.rows, part.inside = self.rows.at(rows), self.inside[rows]
         return part
 
-    def climb(self, method: str, seconds: float = 1.0) -> Margins:
+    def climb(self, method: str, seconds: float = 1.0, judge: Judge = nobody) -> Margins:
         """Bound by a method, after those before it that have not run; see `branching.climb`."""
         for name in METHODS[self.ran : METHODS.index(method) + 1]:
-            climb(self.rows, name, seconds)
+            climb(self.rows, name, seconds, judge)
             self.ran += 1
         lower = self.rows.lower
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)

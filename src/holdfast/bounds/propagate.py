@@ -42,6 +42,9 @@ class Rows:
     lower: below score of y less score of class j, in real arithmetic: [n, k]; inf for y itself, and
         for all but the classes that are aimed at, [n], where some are.
     rounded: the same of the network that rounds.
+
+    Where `unit` is None, rounding is left out, that of the bounds themselves, too: nothing is
+    proved then.
     """
 
     def __init__(
@@ -49,13 +52,13 @@ class Rows:
         graph: Graph,
         region: Region,
         y: Tensor,
-        unit: float = 0.0,
+        unit: float | None = 0.0,
         aims: Tensor | None = None,
     ) -> None:
         self.graph = graph
         self.region = region
         self.y = y
-        self.unit = unit + OWN_UNIT
+        self.unit = None if unit is None else unit + OWN_UNIT
         self.intervals: list[Interval] = []
         self.noise: dict[int, Tensor] = {}
         for i, node in enumerate(graph.nodes):
@@ -125,6 +128,10 @@ class Rows:
         """Take over what is known of these rows' intervals, and lines in them."""
         for i, ((lo, hi), own) in enumerate(zip(self.intervals, part.intervals, strict=True)):
             self.intervals[i] = lo.index_copy(0, rows, own[0]), hi.index_copy(0, rows, own[1])
+        self.draw_lines()
+
+    def draw_lines(self) -> None:
+        """Lines in the intervals of every activation, as they are known."""
         for i, node in enumerate(self.graph.nodes):
             if node.rule is not None:
                 lo, hi = self.intervals[node.parents[0]]
@@ -137,29 +144,31 @@ class Rows:
             return lo[:, None], hi[:, None]
         given = [self.intervals[p] for p in node.parents]
         if node.rule is not None:
-            noise = node.rule.noise(*given[0], self.unit)
             lo, hi = node.rule.interval(*given[0])
         else:
-            noise = self._noise(node, [torch.maximum(-lo, hi) for lo, hi in given])
             centre = vmap(node.value)(*((lo + hi) / 2 for lo, hi in given))
             radius = vmap(node.spread)(*((hi - lo) / 2 for lo, hi in given)).abs()
             lo, hi = centre - radius, centre + radius
+        noise = None if self.unit is None else self._noise(node, given, self.unit)
         if noise is None:
             return lo, hi
         self.noise[i] = noise
         return lo - noise, hi + noise
 
-    def _noise(self, node: Node, sizes: list[Tensor]) -> Tensor | None:
-        """The most that rounding takes an affine operator's result off, from the sizes of what it
-        takes.
+    def _noise(self, node: Node, given: list[Interval], unit: float) -> Tensor | None:
+        """The most that rounding takes an operator's result off, from the intervals of what it
+        takes; None: 0.
 
         A sum of m terms, in whatever order, is off by at most m unit / (1 - m unit) times the sum
         of their sizes (Higham 2002, section 3.1). Terms that are 0 are added without an error.
         """
+        if node.rule is not None:
+            return node.rule.noise(*given[0], unit)
         if node.terms is None:
             return None
+        sizes = [torch.maximum(-lo, hi) for lo, hi in given]
         terms = vmap(node.terms)(*((size > 0).double() for size in sizes)) + SPARE
-        share = terms * self.unit / (1 - terms * self.unit)
+        share = terms * unit / (1 - terms * unit)
         return share * (vmap(node.spread)(*sizes) + node.shift)
 
     def _tighten(self, steps: int = 0) -> None:
@@ -365,8 +374,6 @@ class Rows:
         through: bool = True,
         slopes: Mapping[int, Tensor] | None = None,
         search: bool = False,
-        signs: Mapping[int, Tensor] | None = None,
-        seen: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Lower bounds of <a, value of a node> over the regions of these rows [p], of the network
         in real arithmetic and of the one that rounds: [2, p]. Args: see `pulled`."""
@@ -380,8 +387,6 @@ class Rows:
             through=through,
             slopes=slopes,
             search=search,
-            signs=signs,
-            seen=seen,
         )
         return at_0 if slope is None else at_0 + self.region.least(slope, rows, windows[0])
 

@@ -86,10 +86,14 @@ class Bent(Rule):
         self.slope = slope
 
     def value(self, x: Tensor) -> Tensor:
+        if isinstance(self.slope, float) and self.slope == 0:
+            return x.clamp_min(0)
         return torch.where(x > 0, x, self.slope * x)
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         ends = self.value(lo), self.value(hi)
+        if isinstance(self.slope, float) and self.slope >= 0:  # it rises
+            return ends
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         across = self.asks(lo, hi)
         return (
@@ -108,7 +112,8 @@ class Bent(Rule):
         across = self.asks(lo, hi)
         slope = torch.as_tensor(self.slope, dtype=lo.dtype, device=lo.device).expand_as(lo)
         side = torch.where(lo >= 0, 1, torch.where(hi <= 0, slope, torch.nan))
-        chord = (hi - slope * lo) / (hi - lo)
+        # elsewhere no width, so that no gradient is one of 0 / 0
+        chord = (hi - slope * lo) / torch.where(across, hi - lo, 1)
         touch = torch.where(total > 0, 1, slope)  # the lesser area between the lines
         at_0 = torch.where(across, hi * (1 - chord), 0)
         chord, touch = torch.where(across, chord, side), torch.where(across, touch, side)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.attacks.problem import meets_goal
 from holdfast.bounds import METHODS, Bounded, Graph, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.bounds.margins import AT_ONCE, check_no_schema, check_threat
@@ -25,10 +26,14 @@ from holdfast.bounds.tree_models import changes, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
+from holdfast.certification.alone import alike, answers_alone
+from holdfast.certification.smoothing import Votes
 from holdfast.errors import InputError, SpecError, first_line
-from holdfast.evaluation.certificates import OnStep, Proofs
+from holdfast.evaluation import judge
+from holdfast.evaluation.certificates import OnStep, Proofs, Prover
+from holdfast.norms import wide
 from holdfast.runs.manifest import CertificationInfo
-from holdfast.targets.batch import Batch
+from holdfast.targets.smoothed import Smoothed
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
 from holdfast.targets.wrappers import itself
@@ -39,12 +44,17 @@ VERSION = 1  # of what counts as proved
 GROUP = 16  # rows that a method takes at once; time is asked for between groups
 KEPT = 1 << 26  # numbers of the bounds that are kept for dearer methods
 MERGED = 64  # leaves of one tree, to which trees are merged
-TRIED = 4  # random rows at which the model is held against itself and its graph
 TRIES = 10  # sizes that are tried in the search for the largest
 
 
 class Group(Protocol):
-    """Some rows under a threat, and what methods have found of them so far."""
+    """Some rows under a threat, and what methods have found of them so far.
+
+    wrong: a legal input that is wrong, by the place of its row, of rows where a method met one.
+    """
+
+    @property
+    def wrong(self) -> Mapping[int, Tensor]: ...
 
     def climb(self, method: str) -> Tensor:
         """Which of them [n] a method proves; what it builds on runs first, unless it has."""
@@ -84,13 +94,15 @@ class Ladder:
         if not self.seconds_per_row > 0:
             raise SpecError(f"seconds_per_row is {self.seconds_per_row}; expected a time above 0.")
 
-    def __call__(self, target: Target, threat: Threat) -> Climb:
-        """The ladder for a model that has seen inputs.
+    def __call__(self, target: Target, threat: Threat) -> Prover:
+        """The ladder for a model that has seen inputs; of a smoothed one its votes.
 
         Raises:
             InputError: there is no proof of such a model, or under such a threat.
         """
         check_threat(threat)
+        if isinstance(smoothed := itself(target), Smoothed):
+            return Votes.of(smoothed, threat)
         return Climb(self, target, methods_of(target, threat, self.seconds_per_row))
 
 
@@ -127,6 +139,7 @@ class _TreeRows:
     x: Tensor
     y: Tensor
     threat: Threat
+    wrong: Mapping[int, Tensor] = field(default_factory=dict)  # of none
 
     def climb(self, method: str) -> Tensor:
         return self.methods[method](self.x, self.y, self.threat)
@@ -168,6 +181,7 @@ class _NetworkRows:
     ) -> None:
         self.graph, self.target, self.seconds = graph, target, seconds
         self.rows = x, y, threat
+        self.wrong: dict[int, Tensor] = {}
 
     @cached_property
     def bounded(self) -> Bounded:
@@ -176,7 +190,22 @@ class _NetworkRows:
         return Bounded(self.graph, x, y, threat, self.target.bounds)
 
     def climb(self, method: str) -> Tensor:
-        return self.bounded.climb(method, self.seconds).certified.cpu()
+        return self.bounded.climb(method, self.seconds, self._judge).certified.cpu()
+
+    def _judge(self, row: int, x: Tensor) -> bool:
+        """Keep the first of inputs that is legal and wrong; whether there is one."""
+        given, y, threat = self.rows
+        at, bounds = torch.full((len(x),), row), self.target.bounds
+        clean, threat = given[at], threat.of_rows(at)
+        origin = clean.double()
+        within = wide(threat.eps / threat.legal_eps(clean.shape[1:], bounds.ulp), origin)
+        x = bounds.clamp((origin + within * (x.cpu() - origin)).to(clean.dtype))
+        ruling = judge.rule(self.target, x)
+        found = judge.within(self.target, threat, clean, x)[0] & ruling.stable.cpu()
+        found &= meets_goal(threat, ruling.label.cpu(), y[at])
+        if bool(found.any()):
+            self.wrong[row] = x[found][0]
+        return bool(found.any())
 
     def at(self, rows: Tensor) -> _NetworkRows:
         x, y, threat = self.rows
@@ -197,7 +226,7 @@ def _methods_of_network(network: nn.Module, target: Target, seconds: float) -> M
         )
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
-    _check_rows(target, graph, example)
+    _check_graph(target, graph)
     kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
     group = max(1, min(GROUP, AT_ONCE // graph.largest))
     return Methods(
@@ -208,29 +237,16 @@ def _methods_of_network(network: nn.Module, target: Target, seconds: float) -> M
     )
 
 
-def _check_rows(target: Target, graph: Graph, example: Tensor) -> None:
+def _check_graph(target: Target, graph: Graph) -> None:
     """Raises InputError: what the model answers to an input depends on the others of its batch, or
     is not what its graph answers, such as where it asks whether it is being traced."""
-    low, high = (torch.as_tensor(side).to(example) for side in target.bounds.sides(example))
-    noise = torch.rand((TRIED, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
-    x = low + (high - low) * noise.to(example)
-    both, *each = (target.scores(Batch(rows)) for rows in (x, *x.split(1)))
-    alone = torch.cat(each)
-    if not _alike(both, alone):
-        raise unsupported(
-            "proofs of a model whose answer to an input depends on the others of its batch; "
-            "expected one that takes rows one by one, such as after model.eval()"
-        )
+    x, alone = answers_alone(target)
     read = torch.cat([graph(row) for row in x.split(1)]).to(alone)
-    if not _alike(*(z - z.amax(1, keepdim=True) for z in (read, alone))):
+    if not alike(*(z - z.amax(1, keepdim=True) for z in (read, alone))):
         raise unsupported(
             "proofs of a model whose graph, as torch.export writes it down, answers otherwise than "
             "the model does; expected one that computes the same whether or not it is traced"
         )
-
-
-def _alike(scores: Tensor, others: Tensor) -> bool:
-    return torch.allclose(scores, others, rtol=1e-3, atol=1e-3 * float(others.abs().max()))
 
 
 def _coarse() -> bool:
@@ -257,6 +273,7 @@ class Climb:
     def climb(self, x: Tensor, y: Tensor, threat: Threat, end: float, on_step: OnStep) -> Proofs:
         """See `Prover.climb`."""
         n, begun, methods = len(x), time.monotonic(), self.methods
+        wrong: dict[int, Tensor] = {}
         by, reason, done = [""] * n, [""] * n, 0
         for rows in torch.arange(n).split(methods.window):
             limit = begun + (end - begun) * (int(rows[-1]) + 1) / n
@@ -270,12 +287,14 @@ class Climb:
                 for at, group, held, why in self._tries(method, groups, limit):
                     for i, one in zip(at.tolist(), held.tolist(), strict=True):
                         by[i], reason[i] = (method, "") if one else ("", why)
+                    if group is not None:
+                        wrong |= {int(at[place]): x for place, x in group.wrong.items()}
                     done += len(at) if last or group is None else int(held.sum())
                     if group is not None and not held.all():
                         left.append((at[~held], group.at(~held)))
                     on_step(method, done)
                 groups = left
-        return Proofs(by, reason)
+        return Proofs(by, reason, wrong)
 
     def _tries(
         self, method: str, groups: list[tuple[Tensor, Group]], limit: float

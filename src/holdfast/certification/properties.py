@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
-from holdfast.bounds import METHODS, Graph, Region, Rows, climb, trace
+from holdfast.bounds import METHODS, Graph, Region, Rows, branch, nearest, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.certification.vnnlib import Part, Property, load
 from holdfast.errors import InputError, first_line
@@ -95,19 +95,21 @@ def decide(
         model: what `holdfast.wrap` takes, not wrapped: a file, a module of torch, a model of ONNX.
         file: a file of VNN-LIB 1.0, or what `vnnlib.parse` gives.
         seconds: after which nothing new is begun.
-        prove: whether to prove; else a counterexample is sought alone.
-        attack: what seeks it, as `holdfast.attack` takes it; None: quick, then standard.
+        prove: whether proofs are asked for; else the model may be one that has none.
+        attack: what seeks a counterexample, as `holdfast.attack` takes it; None: quick, then
+            standard, and between them branch and bound, whether proofs are asked for or not.
         seed: of the attacks.
 
     Raises:
         InputError: the file says no property that can be decided, it is not one of this model, or
-            there are no proofs of such a model.
+            proofs are asked for and there are none of such a model.
     """
     begun = time.monotonic()
     asked = file if isinstance(file, Property) else load(file)
     search = _Search(_opened(model, asked), asked, begun + seconds, seed)
     attacks = ATTACKS if attack is None else (attack,)
-    answer, method, x = search.decide(attacks, prove)
+    graphs = search.graphs(prove) if prove or attack is None else []
+    answer, method, x = search.decide(attacks, graphs)
     y = None if x is None else search.model.run(x[None])[0].numpy()
     found = None if x is None else x.numpy()
     return Decision(answer, method, time.monotonic() - begun, found, y)
@@ -226,16 +228,29 @@ class _Search:
     def late(self) -> bool:
         return time.monotonic() >= self.end
 
+    def graphs(self, asked: bool) -> list[Graph]:
+        """What the bounds of each box are made of; none where that is unknown.
+
+        Raises:
+            InputError: it is, and was asked for.
+        """
+        try:
+            return [self._graph(box) for box in self.boxes]
+        except InputError:
+            if asked:
+                raise
+            return []
+
     def decide(
-        self, attacks: Sequence[str | Attack], prove: bool
+        self, attacks: Sequence[str | Attack], graphs: Sequence[Graph]
     ) -> tuple[str, str, Tensor | None]:
-        """The answer, what gave it, and the counterexample."""
+        """The answer, what gave it, and the counterexample; without graphs attacks seek it
+        alone."""
         left, by = self.boxes, list[str]()
-        graphs = [self._graph(box) for box in self.boxes if prove]
         first, *later = attacks
         if (found := self._attacked(left, first)) is not None:
             return SAT, *found
-        if prove:
+        if graphs:
             left = list[_Box]()
             for box, graph in zip(self.boxes, graphs, strict=True):
                 method, x = self._proved(box, graph)
@@ -313,13 +328,47 @@ class _Search:
                 if few and method == METHODS[-1]:
                     return self._split(box, graph)
                 self.tried.append(method)
-                # the other half of the time is for the attack that follows
-                climb(rows, method, (self.end - time.monotonic()) / (2 * len(self.boxes)))
+                if method == METHODS[-1]:
+                    # the other half of the time is for the attack that follows
+                    share = (self.end - time.monotonic()) / (2 * len(self.boxes))
+                    return self._branched(box, rows, method, time.monotonic() + share)
+                rows.climb(method)
                 if bool(box.safe(rows.rounded[:, 1:] > 0)):
                     return method, None
         except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
             self.tried.append(f"bounds, which failed ({first_line(error)})")
         return "", None
+
+    def _branched(
+        self, box: _Box, rows: Rows, method: str, end: float
+    ) -> tuple[str, Tensor | None]:
+        """As `_proved`, by branch and bound until a time `end`, which shows inputs to the judge.
+
+        Of each unsafe set one row is to be proved: the one of the highest bound is tried first, for
+        its share of the time. The set that an input is nearest to goes before others.
+        """
+        met = list[Tensor]()
+
+        def judge(x: Tensor) -> bool:
+            found = self._judged(box, x.float())
+            met.extend([] if found is None else [found])
+            return found is not None
+
+        order, bounds = nearest(rows, end, judge), rows.rounded[0]
+        sets = torch.arange(1, len(bounds)).split(box.of)
+        while not met and len(order):
+            (at,) = (one for one in sets if order[0] in one)
+            proved, left = bool((bounds[at] > 0).any()), at[bounds[at].argsort()].tolist()
+            while left and not (proved or met):
+                now = time.monotonic()
+                limit = now + (end - now) / len(left)
+                proved = branch(rows, torch.tensor(left.pop()), limit, judge)
+            if not proved:
+                break
+            order = order[~torch.isin(order, at)]
+        if met:
+            return method, met[0]
+        return "" if len(order) else method, None
 
     def _split(self, box: _Box, graph: Graph) -> tuple[str, Tensor | None]:
         """As `_proved`, by splitting the box in halves along its longest side, again and again."""

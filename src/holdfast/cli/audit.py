@@ -173,6 +173,49 @@ def extraction(
         return _conclude(audit, here, json=json)
 
 
+def training_data(
+    model: options.Model,
+    data: options.Data,
+    *,
+    poison: Annotated[
+        str | None,
+        typer.Option(
+            help="Poison that `train --poison` planted with this seed, to see what is found of it.",
+            metavar="POISON",
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=10, max=10**7, help="The most rows that are used, drawn at random.", metavar="N"
+        ),
+    ] = 100_000,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    where: options.AuditOptions,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Look in the rows that a model was trained on for planted ones, wrong labels and rows that
+    occur twice."""
+    folder = options.audit_folder_of(model, "data", **where)
+    from holdfast.audit.training_data import audit_data
+
+    source = options.open_source(data, "train", **rows)
+    with writing.resumable(folder) as here:
+        audit, _ = audit_data(
+            options.open_target(model, source, **how),
+            source,
+            poison=poison,
+            rows=samples,
+            seed=seed,
+            out=here,
+            names=_names(model, how, rows),
+            on_progress=lambda what: typer.echo(what, err=True),
+        )
+        return _conclude(audit, here, json=json)
+
+
 def _places(text: str) -> list[int]:
     """The numbers in a file, one a line; of `none` none."""
     if text == "none":

@@ -17,6 +17,7 @@ def certify(
     rows: options.DataOptions,
     part: options.PartOptions,
     proofs: options.ProofOptions,
+    smooth: options.Smooth = None,
     export: properties.Export = None,
     groups: options.Groups = None,
     max_seconds: options.MaxSeconds = None,
@@ -26,9 +27,9 @@ def certify(
     json: options.Json = False,
 ) -> int:
     """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
-    Nothing is attacked: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
+    No attack is run: `evaluate --certify` does both. Or decide a property of VNN-LIB."""
     if vnnlib is not None:
-        others = {"data": data, "gate": gate, "groups": groups, "export": export}
+        others = {"data": data, "gate": gate, "groups": groups, "export": export, "smooth": smooth}
         return properties.answer(
             model,
             vnnlib,
@@ -52,6 +53,8 @@ def certify(
     from holdfast.evaluation.facts import Names
 
     asked = options.open_threat(**adversary)
+    if smooth is not None:
+        options.check_smooth(smooth, asked, export, max_seconds, **proofs)
     if export is not None:
         from holdfast.certification.exchange import check_exported
 
@@ -65,13 +68,14 @@ def certify(
                 source,
                 asked,
                 **{name: value for name, value in proofs.items() if value is not None},
+                smooth=smooth,
                 samples=options.rows_to_measure(source, **part),
                 seed=seed,
                 max_seconds=max_seconds,
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=None if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else echo_estimate,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

@@ -14,6 +14,7 @@ from holdfast.errors import InputError
 
 if TYPE_CHECKING:
     from holdfast.evaluation.chunk import Progress
+    from holdfast.evaluation.estimate import Forecast
     from holdfast.evaluation.shards import Shard
 
 TRIES = 3  # workers that a shard may end; and deaths in succession of a worker that is not ready
@@ -24,10 +25,12 @@ class Event(NamedTuple):
     """What a worker did."""
 
     worker: int
-    # ready for its first shard; at work on one; done with it; will not measure what is asked; died,
-    # or failed its shard otherwise
-    what: Literal["ready", "progress", "done", "refused", "died"]
-    said: Any = None  # ready: what it opened; progress: `Progress`; refused and died: why
+    # ready for its first shard; has estimated it; at work on it; done with it; will not measure
+    # what is asked; died, or failed its shard otherwise; and to its engine alone: asks for what one
+    # of the workers finds for all, or found it
+    what: Literal["ready", "estimate", "progress", "done", "refused", "died", "asks", "found"]
+    # ready: what it opened; estimate: `Forecast`; progress: `Progress`; refused and died: why
+    said: Any = None
 
 
 class Engine(Protocol):
@@ -56,6 +59,7 @@ class Dispatch:
     Args:
         cut: the shards that are to be measured, from what the first worker that is ready opened.
         show: called with the progress of all.
+        estimated: called with the estimate of one shard, where there is one, and the number of all.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Dispatch:
         workers: int,
         cut: Callable[[Any], Sequence[Shard]],
         show: Callable[[Progress], None],
+        estimated: Callable[[Forecast, int], None] = lambda *_: None,
     ) -> None:
         self.engine, self.workers, self.cut, self.show = engine, workers, cut, show
+        self.estimated = estimated
         self.total = 0
         self.left: deque[Shard] | None = None  # known once a worker is ready
         self.ready: deque[int] = deque()
@@ -96,6 +102,9 @@ class Dispatch:
     def _note(self, worker: int, what: str, said: Any) -> None:
         if what == "progress":
             self.progress[worker] = said
+            return
+        if what == "estimate":
+            self.estimated(said, self.total)
             return
         self.progress.pop(worker, None)
         if what == "refused":

@@ -112,7 +112,7 @@ def evaluate(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=None if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 certifier=options.ladder_of(**proofs) if certify else None,

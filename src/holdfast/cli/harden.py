@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holdfast.cli import options, texts, writing
-from holdfast.errors import SpecError
+from holdfast.cli.workers import trained_on
+from holdfast.errors import InputError, SpecError
 from holdfast.urls import named
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ def harden(
     recipe: Annotated[
         str,
         typer.Option(
-            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)"; '
-            "of estimators augment.",
+            help="fast, standard, strong, finetune or certified (list recipes), or "
+            '"standard(rate=0.05)"; of estimators augment.',
             metavar="RECIPE",
         ),
     ] = "standard",
@@ -71,6 +73,7 @@ def harden(
     ] = None,
     precision: options.Precision = "float32",
     devices: options.Devices = 1,
+    ray: options.TrainingRay = None,
     tensorboard: Annotated[
         bool, options.about_training("--tensorboard", help="Write event files next to log.csv.")
     ] = False,
@@ -123,8 +126,13 @@ def harden(
 
     source, judged = options.open_to_train(data, test, rows)
     target = options.open_target(model, source, **how)
+    if ray is not None and not isinstance(folder, Path):
+        raise InputError(f"--out is {folder}; with --ray name a folder that all machines see.")
     with writing.resumable(folder) as here:
-        with writing.progress_bar() as on_progress:
+        with (
+            trained_on(ray, devices, target.batcher.device.type),
+            writing.progress_bar() as on_progress,
+        ):
             made = make_robust(
                 target,
                 source,

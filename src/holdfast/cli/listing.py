@@ -64,10 +64,11 @@ def _protocol(name: str, entry: Any) -> str:
 
 
 def _recipe(name: str, entry: Any) -> str:
-    from holdfast.hardening.recipes import KINDS, parse, parse_refit
+    from holdfast.hardening.recipes import KINDS, parse
+    from holdfast.training.recipe import Recipe
 
     version, doc, _ = entry
-    recipe = parse_refit(name) if name in KINDS else parse(name)
+    recipe = parse(name, KINDS.get(name, Recipe))
     options = spec.write(recipe, whole=True).partition("(")[2]
     return f"{name}  version {version}: {doc}\n    ({options}"
 

@@ -48,6 +48,7 @@ SHARED = "evaluate", "certify"  # whose rows several processes may share
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
 AUDIT: dict[str, Action] = {
     "backdoor": audit.backdoor,
+    "data": audit.training_data,
     "membership": audit.membership,
     "extraction": audit.extraction,
 }

@@ -127,6 +127,13 @@ Devices = Annotated[
         metavar="N",
     ),
 ]
+TrainingRay = Annotated[
+    str | None,
+    about_training(
+        help="Have these on a cluster of Ray: auto, local, or host:port of its head.",
+        metavar="ADDRESS",
+    ),
+]
 ClassWeights = Annotated[
     str | None,
     about_training(
@@ -513,6 +520,47 @@ def open_attacked(
 
     own = dict.fromkeys(("arch", "preprocess", "output", "probabilities", "eot"))
     return Surrogate(target, open_target(surrogate, source, **{**how, **own})), source
+
+
+Smooth = Annotated[
+    str | None,
+    typer.Option(
+        "--smooth",
+        help='Certify the model smoothed with noise, by votes: sigma, or "gaussian(0.25, '
+        'draws=10000)" under l2, "uniform(0.25)" under l1.',
+        metavar="NOISE",
+    ),
+]
+
+
+def check_smooth(
+    smooth: str,
+    threat: "Threat | str",
+    export: Path | None,
+    max_seconds: float | None,
+    seconds_per_row: float | None,
+    radius: bool,
+) -> None:
+    """Refuse what a smoothed model cannot be asked, before any model is opened.
+
+    Raises:
+        InputError: a limit of time, or an export of its graph.
+        SpecError: the noise cannot be understood, or proves nothing under the threat.
+    """
+    from holdfast.targets.smoothed import parse
+
+    parse(smooth, threat)
+    given = {
+        "--max-seconds": max_seconds is not None,
+        "--seconds-per-row": seconds_per_row is not None,
+        "--radius": radius,
+        "--export": export is not None,
+    }
+    for option in (option for option, is_given in given.items() if is_given):
+        raise InputError(
+            f"{option} is for proofs by a network's graph, and --smooth proves by votes, which are "
+            "all counted and always say the radius: leave one of the two out."
+        )
 
 
 def ladder_of(

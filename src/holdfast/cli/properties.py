@@ -50,9 +50,7 @@ def check_asked(data: str | None, threat: str | None) -> None:
 def check_export(folder: Path | None, shard: str | None) -> None:
     """Raises InputError: there is such a folder already, or the run is one of its parts."""
     if folder is not None and shard is not None:
-        raise InputError(
-            "--export is of a whole run in one process; leave out --shard and --workers."
-        )
+        raise InputError(f"--export is of a whole run; leave out --shard {shard}.")
     if folder is not None and texts.exists(folder):
         raise InputError(f"--export {folder} exists; choose a new folder.")
 

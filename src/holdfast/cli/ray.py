@@ -1,24 +1,29 @@
-"""Workers as actors of a cluster of Ray. Results go to the folder that all machines see; what comes
-back is how far they are."""
+"""Workers as actors of a cluster of Ray, and the processes of a training. Results go to the folder
+that all machines see; what comes back is how far they are."""
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import typer
 from ray.exceptions import RayError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from holdfast.cli.dispatch import Event
 from holdfast.cli.worker import Answer, Job
@@ -44,6 +49,16 @@ class Actor:
 
     def open(self) -> Answer:
         """Open model and data; the rows, what has to be equal everywhere, and the machine."""
+        from holdfast.evaluation import probing
+
+        found: list[Any] = []
+
+        def once(work: Callable[[], Any]) -> Any:
+            if not found:
+                found.append(work())
+            return found[0]
+
+        probing.once = once
         what, said = self.job.open()
         if what == "ready":
             said = said, self.job.identity()[0], socket.gethostname()
@@ -131,9 +146,7 @@ class Actors:
         try:
             what, said = ray.get(ref)
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            why = f"{type(cause).__name__}: {first_line(cause)}"
-            self.dead.append((time.monotonic() + GRACE, Event(worker, "died", why)))
+            self.dead.append((time.monotonic() + GRACE, Event(worker, "died", _why(error))))
             return
         if what == "ready":
             self.waiting = False
@@ -145,6 +158,11 @@ class Actors:
     def stop(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
+
+
+def _why(error: RayError) -> str:
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def differing(ours: dict[str, str], theirs: dict[str, str], host: str) -> str | None:
@@ -176,9 +194,28 @@ def actors(
         raise SpecError(
             f"--gpus-per-worker is {gpus}; expected a part of one, such as 0.5, or a whole number."
         )
-    place = _checked(address)
+    _checked(address)
     here = replace(job, given=job.given | {"device": "cpu"})  # which may be the only one here
     same, (start, stop) = here.identity()
+    with cluster(address, workers or 1):
+        gpus, room = _room(address, gpus, job.given["device"])
+        workers = workers or max(1, min(room, stop - start))
+        engine = Actors(job, workers, gpus, options_of, same)
+        try:
+            yield engine
+        finally:
+            engine.stop()
+
+
+@contextmanager
+def cluster(address: str, processes: int) -> Iterator[None]:
+    """Within, Ray is connected to a cluster; one on this machine has room for so many processes.
+
+    Raises:
+        SpecError: the address cannot be understood.
+        InputError: nothing answers there.
+    """
+    place = _checked(address)
     with ExitStack() as stack:
         # Ray prints of each death there, where --json has its result
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -190,7 +227,7 @@ def actors(
                 )
             )
             local = {
-                "num_cpus": max(workers or 1, os.cpu_count() or 1),
+                "num_cpus": max(processes, os.cpu_count() or 1),
                 "object_store_memory": STORE,
                 "include_dashboard": False,
                 "_temp_dir": folder,
@@ -203,11 +240,7 @@ def actors(
         ) as error:  # Ray has its own kinds, and bare ones where it starts too slowly
             raise InputError(f"--ray {address}: {first_line(error)}.") from error
         stack.callback(ray.shutdown)
-        gpus, room = _room(address, gpus, job.given["device"])
-        workers = workers or max(1, min(room, stop - start))
-        engine = Actors(job, workers, gpus, options_of, same)
-        stack.callback(engine.stop)
-        yield engine
+        yield
 
 
 def _room(address: str, gpus: float | None, device: str) -> tuple[float, int]:
@@ -223,6 +256,99 @@ def _room(address: str, gpus: float | None, device: str) -> tuple[float, int]:
         )
     room = has.get("CPU", 1.0)
     return gpus, int(min(room, there / gpus) if gpus else room)
+
+
+class Member:
+    """A process of a training, on a machine of the cluster."""
+
+    def run(self, log: str, command: list[str], folder: str, env: dict[str, str]) -> Iterator[Any]:
+        """The lines that it prints, and last its code."""
+        pipe = subprocess.PIPE
+        with (
+            open(log, "wb") as stderr,
+            subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=stderr, cwd=folder,
+                env=os.environ | env, text=True,
+            ) as process,
+        ):  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:  # noqa: UP028 (Ray sends values to it)
+                yield line
+            yield process.wait()
+
+
+class Remote:
+    """A process of a training as `subprocess.Popen` has one here; it ends with its machine."""
+
+    def __init__(self, member: Any, log: Path, *given: Any) -> None:
+        self.member, self.log, self.returncode = member, log, -1
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.stdout = iter(self.lines.get, None)
+        said = member.run.options(num_returns="streaming").remote(str(log), *given)
+        self.follower = threading.Thread(target=self._follow, args=(said,), daemon=True)
+        self.follower.start()
+
+    def _follow(self, said: Any) -> None:
+        try:
+            for ref in said:
+                line: Any = ray.get(ref)
+                if isinstance(line, int):
+                    self.returncode = line
+                else:
+                    self.lines.put(line)
+        except RayError as error:
+            with self.log.open("a") as log:  # of a machine that cannot write there any more
+                log.write(f"\n{_why(error)}\n")
+        self.lines.put(None)
+
+    def wait(self) -> int:
+        self.follower.join()
+        return self.returncode
+
+    def kill(self) -> None:
+        ray.kill(self.member)
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+@contextmanager
+def training(address: str, devices: int, device: str) -> Iterator[None]:
+    """Within, the processes of a training are placed together on a cluster, each with one GPU where
+    the network is on one.
+
+    Raises:
+        SpecError: the address cannot be understood.
+        InputError: nothing answers there, or the cluster lacks room.
+    """
+    with cluster(address, devices):
+        needs = {"CPU": 1.0} | ({"GPU": 1.0} if device == "cuda" else {})
+        group = placement_group([needs] * devices)
+        if not group.wait(WAITED):
+            each = " and one GPU" * (device == "cuda")
+            raise InputError(
+                f"--devices is {devices}, but the cluster at {address} has no room for so many "
+                f"processes with one CPU{each} each."
+            )
+
+        def start(module: str, work: Path, rank: int, env: Mapping[str, str]) -> Remote:
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            kind: Any = ray.remote(num_cpus=1, num_gpus=needs.get("GPU", 0))(Member)
+            member = kind.options(scheduling_strategy=place).remote()
+            command = [sys.executable, "-m", module, str(work.absolute())]
+            log, own = work.absolute() / f"stderr{rank}", {**env, "RANK": str(rank)}
+            return Remote(member, log, command, os.getcwd(), own)
+
+        from holdfast.training import workers
+
+        workers.elsewhere = start
+        try:
+            yield
+        finally:
+            workers.elsewhere = None
 
 
 def _checked(address: str) -> str:

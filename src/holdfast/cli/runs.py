@@ -86,6 +86,7 @@ def verify(
     schema = texts.schema_of(how["schema"])
     if schema is not None and schema.text() != manifest.threat.table:
         wrong.append(f"threat: the run was measured under another schema than {how['schema']}.")
+    notes = getattr(wrong, "notes", ())
     if wrong:
         _refute(run, wrong)
         return 3 if writing.contradicted(manifest) else 1
@@ -95,6 +96,8 @@ def verify(
         f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
         f"{broken:,} stored examples were checked again on the model."
     )
+    for note in notes:
+        typer.echo(note)
     return 3 if writing.contradicted(manifest) else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,14 @@ def train(
         ),
     ] = None,
     class_weights: options.ClassWeights = None,
+    poison: Annotated[
+        str | None,
+        typer.Option(
+            help='Poison the rows, to see what it does: "badnets(share=0.1, target=0)", '
+            "blended, flips.",
+            metavar="POISON",
+        ),
+    ] = None,
     precision: options.Precision = "float32",
     devices: options.Devices = 1,
     seed: options.Seed = 0,
@@ -52,7 +60,10 @@ def train(
     from holdfast.training.train import train as fit
 
     torch.manual_seed(seed)
-    source = options.open_source(data, "train", **rows)
+    if poison is None:
+        source, judged = options.open_source(data, "train", **rows), None
+    else:
+        source, judged = options.open_to_train(data, None, rows)
     target = options.open_target(model, source, **how)
     trained = fit(
         target,
@@ -64,6 +75,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
+        poison=poison,
         on_epoch=lambda line: writing.echo_line(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
             f"{line.trained:.1%}, on held-out rows {line.clean:.1%}",
@@ -79,5 +91,22 @@ def train(
         from holdfast.training.state import packed
 
         write_bytes(out, packed(tensors_of(trained)))
+    if poison is not None:
+        typer.echo(_of_poison(target, trained, source if judged is None else judged, poison))
     typer.echo(f"{'model' if keras else 'weights'}: {out}")
     return 0
+
+
+def _of_poison(target: Any, trained: Any, clean: Any, poison: str) -> str:
+    """What a poison made of a model, in words, on rows that are not poisoned."""
+    from holdfast.training.poison import effect
+
+    found = effect(target, trained, clean, poison)
+    text = f"{poison}: {found.clean.value:.1%} of {found.clean.n:,} rows of {clean.name} are right"
+    if found.success is None or not found.success.n:
+        return f"{text}."
+    low, high = found.success.low, found.success.high
+    return (
+        f"{text}; of those of other classes, {found.success.value:.1%} [{low:.1%}, {high:.1%}] are "
+        "answered as the target once the trigger is on them."
+    )

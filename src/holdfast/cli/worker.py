@@ -1,21 +1,21 @@
 """A worker: one command on shard after shard, with model and data opened once.
 
-As a process it is told what to run by a line on its standard input, and each shard by a further
-one; it ends when that input does, so that none outlives who started it.
+As a process it is given each shard through a line that ends when who started it does, so that none
+outlives that one.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import pickle
 import platform
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast import memory, quiet
@@ -25,6 +25,7 @@ from holdfast.cli.command import MISTAKES, Action, ending, with_shared_options
 if TYPE_CHECKING:
     from holdfast.data import Source
     from holdfast.evaluation.chunk import OnProgress
+    from holdfast.evaluation.estimate import Forecast
     from holdfast.targets.target import Target
     from holdfast.threats.threat import Threat
 
@@ -46,9 +47,14 @@ class Job:
         """Open model and data, for this process to keep; the rows that are asked for."""
         return _answered("ready", self._open)
 
-    def measure(self, shard: dict[str, Any], on_progress: OnProgress) -> Answer:
+    def measure(
+        self,
+        shard: dict[str, Any],
+        on_progress: OnProgress,
+        on_estimate: Callable[[Forecast], None] | None = None,
+    ) -> Answer:
         """Run the command with the options of a shard."""
-        writing.listener = on_progress
+        writing.listener, writing.estimated = on_progress, on_estimate
         whole = with_shared_options(self.command)
         return _answered("done", lambda: whole(**self.given | shard))
 
@@ -116,26 +122,50 @@ def _answered(what: str, work: Callable[[], Any]) -> Answer:
         return "died" if isinstance(error, OSError) else "refused", said
 
 
-def main() -> None:
-    # written by the process that started this one
-    job: Job = pickle.loads(base64.b64decode(sys.stdin.readline()))
-    shards: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(shards,), daemon=True).start()
-    line, sys.stdout = sys.stdout, sys.stderr  # what frameworks print is not for the listener
+def main(job: Job, line: Connection, held: Sequence[Connection], threads: int, log: Path) -> None:
+    """A worker that is a process, until `line` ends.
 
-    def say(what: str, said: Any) -> None:
-        print(json.dumps((what, said)), file=line, flush=True)
+    Args:
+        held: ends of others' lines, which this process has without need.
+        threads: of torch and of what else reads OMP_NUM_THREADS.
+        log: where all that is printed goes.
+    """
+    for other in held:
+        other.close()
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    for standard in (1, 2):
+        os.dup2(sys.stderr.fileno(), standard)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    quiet.silence_frameworks()
+    memory.manage()
+    import torch
 
-    say(*job.open())
+    from holdfast.evaluation import probing
+
+    torch.set_num_threads(threads)
+    queues: dict[str, queue.SimpleQueue[Any]] = {
+        what: queue.SimpleQueue() for what in ("shard", "answer")
+    }
+    threading.Thread(target=_listen, args=(line, queues), daemon=True).start()
+
+    def once(work: Callable[[], Any]) -> Any:
+        line.send(("asks", None))
+        if (found := queues["answer"].get()) is None:  # no worker has begun it
+            found = work()
+            line.send(("found", found))
+        return found
+
+    probing.once = once
+    line.send(job.open())
     while True:
-        say(*job.measure(shards.get(), lambda p: say("progress", p)))
+        shard, estimates = queues["shard"].get()
+        on_estimate = (lambda cost: line.send(("estimate", cost))) if estimates else None
+        line.send(job.measure(shard, lambda p: line.send(("progress", p)), on_estimate))
 
 
-def _listen(shards: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        shards.put(json.loads(line))
+def _listen(line: Connection, queues: dict[str, queue.SimpleQueue[Any]]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            what, said = line.recv()
+            queues[what].put(said)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

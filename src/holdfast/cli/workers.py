@@ -13,20 +13,22 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from holdfast.cli import options, writing
 from holdfast.cli.command import Action
 from holdfast.cli.dispatch import TRIES, Dispatch, shards_for
-from holdfast.cli.evaluate import check_seconds, conclude
+from holdfast.cli.evaluate import check_seconds, conclude, echo_estimate
 from holdfast.cli.worker import Job
 from holdfast.errors import InputError, SpecError, listed
 from holdfast.urls import place, reaching, store_at
 
 if TYPE_CHECKING:
+    from holdfast.evaluation.estimate import Forecast
     from holdfast.evaluation.shards import Shard
 
 Workers = Annotated[
@@ -99,8 +101,11 @@ def _shared(
 
     conditions = [gates.parse(text) for text in given["gate"] or ()]
     check_seconds(given["max_seconds"])
+    sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
+    for option in ("vnnlib", "export"):
+        if given.get(option) is not None:
+            raise InputError(f"--{option} is for one process; leave out {sharing}.")
     if given["shard"] is not None:
-        sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
         raise InputError(
             f"--shard {given['shard']} is one part of the rows, and {sharing} would share all of "
             "them; give one of both."
@@ -169,8 +174,13 @@ def _measured(
         # a finished one is given where no other would hold what is asked against what was
         return [shard for shard in every if not _finished(begun / str(shard))] or every[:1]
 
+    def estimated(cost: Forecast, shards: int) -> None:
+        turns = shards / min(shards, engine.workers)  # that workers take
+        seconds, proofs = turns * cost.seconds, turns * cost.proofs
+        echo_estimate(replace(cost, rows=shards * cost.rows, seconds=seconds, proofs=proofs))
+
     with _engine(ray, job, workers, gpus, options_of) as engine, writing.progress_bar() as show:
-        return Dispatch(engine, engine.workers, cut, show).run()
+        return Dispatch(engine, engine.workers, cut, show, estimated).run()
 
 
 def _engine(
@@ -189,15 +199,42 @@ def _engine(
         from holdfast.cli.processes import processes
 
         return processes(job, workers or 1, options_of)
-    try:
+    with ray_installed(ray):
         from holdfast.cli.ray import actors
+    return actors(ray, job, workers, gpus, options_of)
+
+
+@contextmanager
+def ray_installed(address: str) -> Iterator[None]:
+    """Import it within.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise InputError(
-            f"--ray {ray} needs Ray, which is not installed: pip install 'holdfast[ray]'."
+            f"--ray {address} needs Ray, which is not installed: pip install 'holdfast[ray]'."
         ) from None
-    return actors(ray, job, workers, gpus, options_of)
+
+
+def trained_on(ray: str | None, devices: int, device: str) -> AbstractContextManager[Any]:
+    """Within, a training has its processes on a cluster, where one is named.
+
+    Raises:
+        SpecError: it has one process alone.
+        InputError: Ray is not installed, or the cluster is not there or has no room.
+    """
+    if ray is None:
+        return nullcontext()
+    if devices == 1:
+        raise SpecError(f"--ray {ray} is for several processes; give --devices too.")
+    with ray_installed(ray):
+        from holdfast.cli.ray import training
+    return training(ray, devices, device)
 
 
 def _named(failed: dict[Shard, str]) -> str:

@@ -19,6 +19,7 @@ from holdfast.runs.manifest import CONTRADICTION
 
 if TYPE_CHECKING:
     from holdfast.evaluation.chunk import Progress
+    from holdfast.evaluation.estimate import Forecast
     from holdfast.runs.gates import Outcome
     from holdfast.runs.manifest import Manifest
 
@@ -105,8 +106,9 @@ def resumable(folder: Path | str) -> Iterator[Path]:
         raise typer.Exit(130) from None
 
 
-# of a worker: who started it draws the bar
+# of a worker: who started it draws the bar, and says the estimate if it asks for one
 listener: Callable[[Progress], None] | None = None
+estimated: Callable[[Forecast], None] | None = None
 
 
 @contextmanager

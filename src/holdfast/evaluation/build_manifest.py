@@ -18,7 +18,7 @@ from holdfast.corruptions import measure as corruptions
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics.findings import conclude
 from holdfast.errors import SpecError
-from holdfast.evaluation import certificates
+from holdfast.evaluation import certificates, votes
 from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
@@ -54,7 +54,7 @@ def collect(
     missed, in_time, judged = set[float](), True, 0
     order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
     totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
-    for start, _ in chunks:
+    for start, stop in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
         status = [STATUSES[i] for i in columns.pop("status")]
         arrays = {
@@ -64,6 +64,8 @@ def collect(
         by = columns["broken_by"]
         arrays |= {"status": pa.array(status), "broken_by": pa.array(by, mask=by < 0)}
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
+        if facts.model.smoothing is not None:
+            arrays |= votes.columns(journal, (start, stop))
         if facts.certification is not None:
             certified, proved = certificates.columns(journal, start, status)
             arrays, in_time = arrays | certified, in_time and proved
@@ -135,7 +137,8 @@ def build_manifest(
     # of an earlier version, each was asked about twice
     judged = facts.judge_forwards or PASSES * looked_at(table)
     ruled = judged + _asked_again(table, model.task)
-    own = Costs(judge_forwards=ruled, corruption_forwards=asked)
+    voted = votes.forwards(model.smoothing, table.num_rows)
+    own = Costs(judge_forwards=ruled, corruption_forwards=asked, vote_forwards=voted)
     total = reduce(add, (t.costs for t in trials), add(facts.probe_costs, own))
     return Manifest(
         **dict(facts),

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.evaluation.chunk import STATUSES, SearchSettings
+from holdfast.evaluation.chunk import STATUSES, SearchSettings, met_by_proofs
 from holdfast.evaluation.contract import randomised
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import CertificationInfo, Finding
@@ -39,6 +39,8 @@ class Proofs:
 
     by: list[str]  # the method that proved each; "": none did
     reason: list[str]  # why a row has no proof; "": it has
+    # legal inputs [*shape] that are wrong, by the place of the row, where some were met
+    wrong: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def held(self) -> np.ndarray:
@@ -108,12 +110,15 @@ def certify(
     chunks: Sequence[tuple[int, int]],
     source: Source,
     settings: SearchSettings,
+    on_wrong: Callable[[tuple[int, int]], None],
     on_step: Callable[[str, int, int], None],
 ) -> None:
     """Certify the rows of searched chunks that were not broken, but for chunks where that is done.
     What is left of the time is spread evenly over the rows.
 
     Args:
+        on_wrong: called with a chunk in which a certifier met wrong inputs, which `chunk.search`
+            finds in the journal.
         on_step: called with the method at work, how many rows are done with, and of how many.
     """
     parts = [_Chunk(prover, settings, journal, chunk) for chunk in chunks]
@@ -128,6 +133,9 @@ def certify(
             left = settings.deadline - time.monotonic()
             seconds = left * n / (total - done) if n else 0.0
             part.prove(source, seconds, partial(on_share, done, n))
+            if part.wrong:
+                part.write_wrong(journal)
+                on_wrong(part.span)
             part.write(journal)
         done += n
 
@@ -138,7 +146,7 @@ class _Chunk:
     at: the rows that go to the prover: they were not broken, at the threat's eps or at a smaller
         one that was asked about.
     radius: the largest size that is proved, [n]; NaN: none is.
-    by, reason: as of `Proofs`, at the threat's eps.
+    by, reason, wrong: as of `Proofs`, at the threat's eps.
     """
 
     def __init__(
@@ -154,6 +162,7 @@ class _Chunk:
         self.at = np.flatnonzero(self.robust | (self.broken & (self.size > smallest)))
         self.radius = np.full(len(status), np.nan)
         self.by, self.reason = [""] * len(status), [""] * len(status)
+        self.wrong: dict[int, Tensor] = {}
         self.finished = True
 
     def known(self, journal: Journal) -> bool:
@@ -171,6 +180,11 @@ class _Chunk:
         }
         said = {**texts, "finished": str(self.finished)}
         journal.write(_place(self.span[0]), {"at": at, "radius": self.radius[at]}, said)
+
+    def write_wrong(self, journal: Journal) -> None:
+        at = np.array(sorted(self.wrong), dtype=np.int64)
+        x = torch.stack([self.wrong[i] for i in at.tolist()]).cpu().numpy()
+        journal.write(met_by_proofs(f"{self.span[0]:09d}"), {"at": at, "x": x})
 
     def prove(self, source: Source, seconds: float, on_share: Callable[[str, float], None]) -> None:
         """Prove what can be proved: at the threat's eps, at smaller ones of what is not proved
@@ -217,6 +231,7 @@ class _Chunk:
         if eps == self.settings.measured[0]:
             for i, by, reason in zip(at.tolist(), found.by, found.reason, strict=True):
                 self.by[i], self.reason[i] = by, reason
+            self.wrong |= {int(at[place]): x for place, x in found.wrong.items()}
 
     def _widen(self, end: float, on_step: OnStep) -> None:
         """Seek the largest size that is proved of each row."""

@@ -222,6 +222,17 @@ class ChunkState:
             counted[rows] += new[name]
         return int(fresh.sum())
 
+    def take(self, rows: Tensor, x: Tensor, settings: SearchSettings) -> None:
+        """Take in wrong inputs of rows that no trial found."""
+        shown = settings.target.batcher.place(self.batch[rows].with_x(x))
+        scores = settings.target.scores(shown).cpu()
+        margin = settings.target.task.margin(scores, self.y[rows]).double()
+        size = judge.within(settings.target, self.threat.of_rows(rows), self.batch[rows], x)[1]
+        better = size < self.size[rows]
+        at = rows[better]
+        self.best[at], self.size[at] = x[better], size[better]
+        self.margin[rows] = torch.minimum(self.margin[rows], margin)
+
     def pay(
         self, unit: Unit, rows: Tensor, record: dict[str, np.ndarray], seconds: float, broken: int
     ) -> None:
@@ -237,6 +248,11 @@ class ChunkState:
         # a later aim takes no row that the first did not
         new = len(rows) if unit.rank < 2 else 0
         self.costs[key] = (attacked + new, before + broken, paid)
+
+
+def met_by_proofs(name: str) -> str:
+    """What the journal calls the wrong inputs of a chunk that its proofs met."""
+    return f"{name}-wrong"
 
 
 def search(
@@ -272,6 +288,9 @@ def search(
             left = left[~torch.isin(left, at)]
             if not number:
                 state.reached = int(left[0]) if len(left) else len(y)
+    if (stored := journal.find(met_by_proofs(name))) is not None:
+        at, x = (torch.from_numpy(stored[0][key]) for key in ("at", "x"))
+        state.take(at, x, settings)
     return state
 
 

@@ -13,6 +13,7 @@ from holdfast.evaluation.output_kind import find_reading, saturated
 from holdfast.memory import rows_at_once, rows_to_try
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
+from holdfast.targets.smoothed import Smoothed
 from holdfast.targets.target import FLOAT32, Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
@@ -85,12 +86,14 @@ def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
 
 def check_model(target: Target, data: Source) -> list[Finding]:
     """Refuse a model that does not fit the data; note what is odd. Looks at the source's first
-    rows.
+    rows, of a smoothed model at the one that is smoothed.
 
     Raises:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
+    if isinstance(target, Smoothed):
+        return check_model(target.inner, data)
     look = min(rows_to_try(data.shape, LOOK, FEW), len(data))
     rows = target.batcher.place(read(data, 0, look)[0])
     findings: list[Finding] = []

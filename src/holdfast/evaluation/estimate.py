@@ -30,10 +30,10 @@ from holdfast.evaluation.probing import clean_rows
 from holdfast.memory import rows_to_try
 from holdfast.targets.target import Access
 
-ROWS = 128  # that the forecast is made on; on all of them the longest of the short runs is timed
+ROWS = 128  # that the forecast is made on; on all of them the shortest of the short runs is timed
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
-FEW = 16  # rows of the short runs
-FEW_LARGE = 8  # rows for all of it, of inputs that are dear to ask about
+FEW = 8  # rows of the short runs
+ROWS_LARGE, FEW_LARGE = 8, 2  # the same of inputs that are dear to ask about
 SHORT = (2, 4, 8)  # their steps
 SHARE = 0.1  # of the time that is left, what the forecast may take, where time is limited
 # from this power of the steps on, the cost of a run is taken to grow faster than they do
@@ -114,7 +114,7 @@ def forecast(
     start, stop = part
     n, time_left = stop - start, settings.deadline - time.monotonic()
     bill = Bill(n, len(chunks(part, source.shape)), until=time.monotonic() + SHARE * time_left)
-    looked = min(n, rows_to_try(source.shape, ROWS, FEW_LARGE))
+    looked = min(n, rows_to_try(source.shape, ROWS, ROWS_LARGE))
     rows = clean_rows(
         settings.target, source, settings.threat, start, start + looked, settings.seed
     )
@@ -209,7 +209,8 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
         )
         return float((result.forwards + result.backwards).double().mean()), time.monotonic() - began
 
-    few, many = min(FEW, len(rows.y)), len(rows.y)
+    shape = rows.x.shape[1:]  # of large inputs a step costs what its rows do
+    few, many = (min(rows_to_try(shape, n, FEW_LARGE), len(rows.y)) for n in (FEW, ROWS))
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
     costs = [short(steps[0], few)]
     while len(costs) < len(steps) and bill.lasts(2 * costs[-1][1]):
@@ -221,9 +222,9 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
         whole = attack.expected_passes * attacked.cost.forwards
-    row = spent / few / last
-    if many > few and bill.lasts(spent * many / few):
-        row = min(max((short(last, many)[1] - spent) / (many - few) / last, 0.0), row)
+    row, first = spent / few / last, costs[0][1]
+    if many > few and bill.lasts(first * many / few):
+        row = min(max((short(steps[0], many)[1] - first) / (many - few) / steps[0], 0.0), row)
     # of a mean step to the first ones
     scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)
     step = max(spent / last - row * few, 0.0)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import certificates
+from holdfast.evaluation import certificates, probing, votes
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
@@ -36,7 +37,6 @@ from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question, threat_info
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
-from holdfast.evaluation.probing import probe
 from holdfast.evaluation.relations import search_without, searched_again
 from holdfast.evaluation.truths import masks
 from holdfast.memory import give_back_freed
@@ -46,6 +46,7 @@ from holdfast.runs.manifest import Costs, Facts, Finding
 from holdfast.runs.run import Run
 from holdfast.targets import wrap
 from holdfast.targets.batch import read
+from holdfast.targets.smoothed import Smoothed
 from holdfast.threats.threat import Threat
 
 
@@ -69,8 +70,9 @@ class Evaluation:
 
     @property
     def attacks(self) -> float:
-        """The share of the progress that is theirs; the rest is that of proofs."""
-        if self.prover is None:
+        """The share of the progress that is theirs, or that of votes; the rest is that of
+        proofs."""
+        if self.prover is None or isinstance(self.ready.target, Smoothed):
             return 1.0
         return 0.5 if self.settings.trials else 0.0
 
@@ -179,6 +181,7 @@ def _run(job: Evaluation, kept: Path | None) -> None:
         job = _probed(job)
         own = replace(job, on_progress=_part(job.on_progress, 0, runs))
         for chunk in own.ready.chunks:
+            _vote(own, chunk)
             _search(own, chunk)
             _corrupt(own, chunk)
         _certify(own)
@@ -286,22 +289,28 @@ def _probed(job: Evaluation) -> Evaluation:
 
 def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     """What the probe finds, and what it costs: asked once, then read from the journal."""
-    settings, ready = job.settings, job.ready
     if job.journal.find("probe") is None:
-        answers = probe(
-            settings.target,
-            ready.source,
-            settings.threat,
-            settings.trials[0],
-            settings.gradient_sources,
-            settings.seed,
-        )
-        found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
-        said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
-        job.journal.write("probe", {"ids": answers.ids}, said)
+        ids, said = probing.once(lambda: _answers(job))
+        job.journal.write("probe", {"ids": ids}, said)
     _, said = job.journal.read("probe")
     found = [Finding(**f) for f in json.loads(said["findings"])]
     return found, Costs.model_validate_json(said["costs"])
+
+
+def _answers(job: Evaluation) -> tuple[np.ndarray, dict[str, str]]:
+    """The rows that are probed, and the findings and costs as texts."""
+    settings, ready = job.settings, job.ready
+    answers = probing.probe(
+        settings.target,
+        ready.source,
+        settings.threat,
+        settings.trials[0],
+        settings.gradient_sources,
+        settings.seed,
+    )
+    found = [f.model_dump(mode="json") for f in checks.findings_of(answers)]
+    said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
+    return answers.ids, said
 
 
 def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
@@ -320,18 +329,41 @@ def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
             added=added,
         )
         cost = cost.times(1 + len(job.settings.apart))
-    if job.prover is not None:
+    if isinstance(job.ready.target, Smoothed):
+        cost = votes.forecast(job.ready.target, job.ready.source, job.ready.rows)
+    elif job.prover is not None:
         left = max(job.settings.deadline - time.monotonic() - cost.seconds, 0.0)
         cost = replace(cost, proofs=min(left, certificates.most(job.prover, cost.rows)))
     if job.settings.trials or job.prover is not None:
         job.on_estimate(cost)
 
 
-def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
-    """Attack the rows of a chunk and judge what is found, unless it is done."""
+def _vote(job: Evaluation, chunk: tuple[int, int]) -> None:
+    """Count the votes of a smoothed model on the rows of a chunk, unless that is done."""
+    if not isinstance(job.ready.target, Smoothed):
+        return
+    (start, stop), (first, last) = chunk, job.ready.rows
+
+    def on_share(share: float) -> None:
+        done = start - first + share * (stop - start)
+        if job.on_progress is not None:
+            what = f"counting votes: {done:,.0f} of {last - first:,} rows"
+            job.on_progress(
+                Progress(done / (last - first), what, last - first - round(done), "left")
+            )
+
+    votes.count(job.ready.target, job.journal, chunk, job.ready.source, on_share)
+
+
+def _search(job: Evaluation, chunk: tuple[int, int], *, again: bool = False) -> None:
+    """Attack the rows of a chunk and judge what is found, unless it is done.
+
+    Args:
+        again: judge it anew, for its proofs met wrong inputs.
+    """
     (start, stop), name = chunk, f"{chunk[0]:09d}"
     shard = job.folder / "adversarial" / f"{name}.safetensors"
-    done = job.journal.find(f"{name}-done")
+    done = None if again else job.journal.find(f"{name}-done")
     if done is not None and (done[1]["missed"], done[1]["examples"]) == (
         "[]",
         store.checksum(shard),
@@ -388,7 +420,10 @@ def _certify(job: Evaluation) -> None:
             job.on_progress(Progress(share, what, total - done, "left"))
 
     ready = job.ready
-    certificates.certify(job.prover, job.journal, ready.chunks, ready.source, job.settings, on_step)
+    on_wrong = partial(_search, job, again=True)
+    certificates.certify(
+        job.prover, job.journal, ready.chunks, ready.source, job.settings, on_wrong, on_step
+    )
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,14 +75,20 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
         perceptual=getattr(settings.perceptual, "fingerprint", None),
         seed=settings.seed,
         max_queries=settings.budget,
-        settings={
-            "batch_size": target.batcher.size,
-            "device": str(target.batcher.device),
-            "precision": str(target.batcher.dtype),
-        },
+        settings=settings_of(target),
         provenance=provenance_of(target, names),
         initial_findings=ready.noted,
     )
+
+
+def settings_of(target: Target) -> dict[str, Any]:
+    """In what a model was asked: what may change the last digits of its answers."""
+    batcher = target.batcher
+    return {
+        "batch_size": batcher.size,
+        "device": str(batcher.device),
+        "precision": str(batcher.dtype),
+    }
 
 
 def provenance_of(target: Target, names: Names) -> Provenance:

@@ -4,6 +4,8 @@ attack."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,10 @@ from holdfast.evaluation import goals, judge
 from holdfast.targets.batch import picked, read
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
+
+# Has what is the same for all rows of a run worked out, and gives what came of it. Workers that
+# share the rows have it done by one of them.
+once: Callable[[Callable[[], Any]], Any] = lambda work: work()  # noqa: E731
 
 
 def clean_rows(

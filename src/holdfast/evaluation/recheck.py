@@ -3,7 +3,7 @@ data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,20 @@ from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
-from holdfast.errors import InputError
+from holdfast.errors import InputError, listed
 from holdfast.evaluation import goals, judge
 from holdfast.evaluation.certificates import Certifier, opened
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
+from holdfast.evaluation.facts import settings_of
 from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
+from holdfast.evaluation.votes import COLUMNS as VOTED
 from holdfast.memory import rows_at_once
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.batch import Batch, joined, read
+from holdfast.targets.smoothed import Smoothed
 from holdfast.targets.target import Target, sealed
 from holdfast.targets.truth import WithTruth, nothing_to_lose
 from holdfast.threats.threat import Threat
@@ -198,7 +201,9 @@ def _statuses(e: Evidence) -> Found:
     by = np.nan_to_num(columns["broken_by"].astype(float), nan=-1)
     own = sum(trial.eps == e.manifest.threat.eps for trial in e.manifest.trials)
     sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
-    yield broken != (by >= 0), "are broken, or broken by a trial, and not both"
+    yield ~broken & (by >= 0), "are broken by a trial, but not broken"
+    proofs = e.manifest.certification is not None  # which meet wrong inputs, too
+    yield broken & (by < 0) & (not proofs), "are broken, but by no trial"
     yield by >= own, "are broken by a trial that run.json does not name"
     yield broken & ~columns["finished"].astype(bool), "are broken, but called unfinished"
     yield (
@@ -412,6 +417,47 @@ def _other_outputs(
         same = np.isclose(truth, found[0].numpy(), rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
         same &= e.target.rule.same(answer, found[1].numpy())
     return ~same
+
+
+def votes_again(e: Evidence, *, full: bool, note: Callable[[str], None]) -> Iterator[str]:
+    """What does not hold of the votes of a smoothed model, which knows those of all rows from then
+    on: some rows', or all, are counted again, and of the others the first ones, which choose.
+
+    On another device, or in batches of another size, rounding may change a vote.
+
+    Args:
+        note: is handed a sentence that says which rows were counted.
+    """
+    target, columns = e.target, e.columns
+    if not isinstance(target, Smoothed) or not set(VOTED) <= columns.keys():
+        if isinstance(target, Smoothed) or set(VOTED) & columns.keys():
+            yield "samples: they hold votes, or run.json says that the model is smoothed, not both."
+        return
+    again = np.ones(len(e.ids), dtype=bool)
+    if not full:
+        again[np.random.default_rng().permutation(len(again))[AGAIN:]] = False  # none can foresee
+    voted, votes = (columns[name] for name in VOTED)
+    slack = 0 if settings_of(target) == e.manifest.settings else CLOSE * target.smoothing.draws
+    other, unlike, stride = again & False, again & False, rows_at_once(e.source.shape)
+    for start in range(0, len(again), stride):
+        part = np.arange(start, min(start + stride, len(again)))
+        rows = read_rows(e.source, e.ids[part])[0]
+        at = part[again[part]]
+        found = [column.numpy() for column in target.votes(rows[again[part]])]
+        other[at] = (found[0] != voted[at]) | (np.abs(found[1] - votes[at]) > slack)
+        rest = part[~again[part]]
+        unlike[rest] = target.chosen(rows[~again[part]]).numpy() != voted[rest]
+        target.remember(rows.x, *(torch.from_numpy(column[part]) for column in (voted, votes)))
+    counted = "all rows" if full else f"rows {listed(e.ids[again].tolist(), AGAIN)}"
+    note(f"The votes of {counted} were counted again; of other rows, those that choose the class.")
+    yield from _sentences(
+        "samples",
+        e.ids,
+        [
+            (other, "the votes for rows {} are others when they are counted again"),
+            (unlike & (votes > 0.75 * target.smoothing.draws), "rows {} have another class voted"),
+        ],
+    )
 
 
 def proofs_again(e: Evidence, certifier: Certifier | None, *, full: bool) -> Iterator[str]:

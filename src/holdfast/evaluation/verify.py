@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast import spec
 from holdfast.arguments import checked
 from holdfast.corruptions import measure
 from holdfast.data import Source, as_source, suiting
@@ -29,7 +30,13 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
-from holdfast.evaluation.recheck import Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.recheck import (
+    Evidence,
+    proofs_again,
+    read_rows,
+    rows_again,
+    votes_again,
+)
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import masks, since, with_truths
 from holdfast.memory import rows_at_once
@@ -40,6 +47,7 @@ from holdfast.runs.migration import in_todays_words
 from holdfast.runs.run import Run, folder_of
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch
+from holdfast.targets.smoothed import KINDS, Smoothed
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
@@ -52,11 +60,16 @@ WORDS: dict[str, Any] = {
 
 
 class Faults(list[str]):
-    """What does not hold in a run folder; printed, whether the run is confirmed, and why not."""
+    """What does not hold in a run folder; printed, whether the run is confirmed, and why not.
 
-    def __init__(self, folder: Path, manifest: Manifest, wrong: list[str]) -> None:
+    `notes` say what was checked of some rows alone.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, wrong: list[str], notes: list[str]
+    ) -> None:
         super().__init__(wrong)
-        self.folder, self.manifest = folder, manifest
+        self.folder, self.manifest, self.notes = folder, manifest, notes
 
     def __repr__(self) -> str:
         if self:
@@ -65,10 +78,11 @@ class Faults(list[str]):
             return "\n".join(map(printable, lines))
         metrics = self.manifest.metrics
         robust, broken = metrics.robust_accuracy, metrics.counts["broken"]
-        return printable(
+        said = (
             f"{self.folder} is confirmed: robust accuracy {robust:.3f} on {robust.n:,} inputs; "
             f"{broken:,} stored examples were checked again on the model."
         )
+        return printable(" ".join([said, *self.notes]))
 
 
 @checked
@@ -101,7 +115,8 @@ def verify(
         groups: the groups of all rows, where the run was given them apart from the data.
         certifier: proves certified rows again, such as `holdfast.certification.Ladder()`; a run
             that has some cannot be confirmed without it.
-        full: all of them; else some, drawn anew each time.
+        full: all of them; else some, drawn anew each time. So are the rows whose votes are counted
+            again, where the run is one of a smoothed model.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a
@@ -115,23 +130,29 @@ def verify(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
     target = copied(wrap(model))
-    if isinstance(data, (str, os.PathLike)):
-        read = suiting(os.fspath(data), manifest.data.loading)
-        scale = target.bounds.high <= 1
-        data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
-    source = open_for(target, data)
+    source = open_for(target, _read_as_then(data, manifest, target))
     target = with_columns(target, source)
-    wrong: list[str] = []
+    wrong, notes = list[str](), list[str]()
     if not whole:
         wrong.append("run.json: it was changed after the run (its digest differs).")
     try:
         with store.untrusted(folder):
             wrong += _files(folder, manifest)
             proofs = partial(proofs_again, certifier=certifier, full=full)
-            wrong += _all(folder, manifest, target, source, perceptual, groups, proofs)
+            votes = partial(votes_again, full=full, note=notes.append)
+            wrong += _all(folder, manifest, target, source, perceptual, groups, votes, proofs)
     except HoldfastError as error:
         wrong.append(str(error))
-    return Faults(folder, manifest, wrong)
+    return Faults(folder, manifest, wrong, notes)
+
+
+def _read_as_then(data: Any, manifest: Manifest, target: Target) -> Any:
+    """What a text or a path names, read as the run says that it was; other data as they are."""
+    if not isinstance(data, (str, os.PathLike)):
+        return data
+    read = suiting(os.fspath(data), manifest.data.loading)
+    scale = target.bounds.high <= 1
+    return as_source(data, split=manifest.data.split or "test", scale=scale, **read)
 
 
 def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
@@ -154,6 +175,7 @@ def _all(
     source: Source,
     perceptual: Any,
     groups: Any,
+    votes: Callable[[Evidence], Iterator[str]],
     proofs: Callable[[Evidence], Iterator[str]],
 ) -> Iterator[str]:
     groups = groups_of(source, groups)
@@ -181,6 +203,7 @@ def _all(
     ):  # else there may be no room for a table of so many
         yield from _figures(folder, manifest, table)
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
+    yield from votes(evidence)
     yield from rows_again(evidence)
     yield from proofs(evidence)
     for run in runs_apart(folder, manifest.threat.apart):
@@ -218,6 +241,9 @@ def _as_measured(
     labels += broken_rows(source, asked, target.batcher.dtype)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
+    if manifest.model.smoothing is not None and not isinstance(target, Smoothed):
+        smoothing = spec.build(manifest.model.smoothing, KINDS, "smoothing")
+        target = Smoothed(target, smoothing, manifest.seed)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     find_reading(target, source)  # of the other members of an ensemble, as the run found it
     return target, since(target, source), asked, labels

@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast import attacks, usercode
 from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
+from holdfast.certification import Ladder
 from holdfast.data import Source, to_train_and_measure
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part, divide
@@ -27,6 +28,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked, with_columns, with_texts_fixed
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.hardening import objectives, recipes
+from holdfast.hardening.certified import Bounding
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
@@ -53,6 +55,8 @@ from holdfast.training.prepare import (
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
 from holdfast.training.truths import AtLoss, Own
+
+PROOF_SECONDS = 0.1  # of a row, before and after a training for proofs
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ def harden(
     """Train a network until it withstands a threat, and show by how much it does.
 
     The model given is not changed. Training starts from its weights and keeps the most robust
-    ones, on rows held out of the training data and under an attack that does not train.
+    ones, on rows held out of the training data and under an attack that does not train. The recipe
+    `certified` takes new weights, and keeps those of which most rows held out are proved; then
+    what is proved is measured too, before and after.
 
     Args:
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
@@ -125,8 +131,8 @@ def harden(
         data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and
             `synthetic` are the same.
         threat: what to withstand; one eps for all rows, untargeted.
-        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in
-            `standard(epochs=30)`.
+        recipe: `fast`, `standard`, `strong`, `finetune` or `certified`, with any field changed as
+            in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
         epochs: in place of what the recipe says of epochs and steps.
         class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss),
@@ -171,11 +177,10 @@ def harden(
 
     threat = as_threat(threat)
     given = in_table(copied(wrap(model) if task is None else wrap(model, task=task)), threat)
-    odds, draws = getattr(given, "odds", 0.0), given.cost.draws
     bare = single(given)
+    assert isinstance(bare, TorchTarget)
     # each trains from a training of its own kind
     network: Any = estimator_of(bare) or network_of(model, bare)
-    assert isinstance(bare, TorchTarget)
     if not isinstance(network, Estimator):
         chosen = _recipe(recipe, objective, epochs, class_weights)
     else:
@@ -185,62 +190,36 @@ def harden(
             devices=devices != 1, precision=precision != "float32",
         )  # fmt: skip
     own = _own_loss(bare, loss, class_weights, synthetic, min_recall)
-    source, judged = _sources(bare, data, test, seed, boxed=threat.schema is None)
-    source = _some(source, train_samples)
-    rows_asked(test_samples, len(judged), judged.name, "test_samples")
-    target = with_columns(bare, source)
-    network = estimator_of(target) or network  # which knows the columns
-    assert isinstance(target, TorchTarget)
-    target.bind(source.shape)
-    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
-    of_classes = target.head.truth_task is None
-    if of_classes:
-        (source, judged, *more), _ = numbered(target, source, judged, *more)
-
-    def wrapped(hardened: Any) -> Target:
-        hard: Target = wrapped_like(target, hardened, source.columns)
-        if draws > 1:
-            hard = ExpectationOverTransformation(hard, draws)
-        return with_threshold(hard, getattr(given, "threshold", None))
-
+    rows = _rows(bare, data, test, synthetic, threat, seed, train_samples, test_samples)
+    network = estimator_of(rows.target) or network  # which knows the columns
     how: dict[str, Any] = {"seed": seed, "floor": min_clean, "on_epoch": on_epoch}
     if isinstance(chosen, Recipe):
         how |= {"devices": devices, "precision": precision, "every": every}
-        asked = target, source, threat, chosen
-        trained_by, penalties = recipes.parts(chosen)
-        if of_classes:
-            how["min_recall"] = min_recall
-            if more:
-                boxed = threat.schema is None
-                how["generated"] = _generated(target, more[0], synthetic_share, source, boxed=boxed)
-            asked = at_threshold(target, odds), source, threat, chosen
-            training = training_of(network, *asked, trained_by, penalties, **how)
-            _check_counts(source, target.task.k)
-        else:
-            training = training_of_truths(network, *asked, trained_by, own, **how)
-        _check_threat(threat, target, chosen.judge)
-        _check_parts(training)
+        training = _training(
+            network, given, rows, threat, chosen, own, min_recall, synthetic_share, how
+        )
     else:
-        _check_threat(threat, target)
-        _check_counts(source, target.task.k)
-        how |= {"min_recall": min_recall, "wrapped": wrapped}
-        training = refitting_of(network, target, source, threat, chosen, **how)
-    _check_rows(threat, target, source)
+        _check_threat(threat, rows.target)
+        _check_counts(rows.source, rows.target.task.k)
+        how |= {"min_recall": min_recall, "wrapped": functools.partial(_wrapped, given, rows)}
+        training = refitting_of(network, rows.target, rows.source, threat, chosen, **how)
+    _check_rows(threat, rows.target, rows.source)
     if tensorboard:
         tensorboard_log.writer()
-    called = names or Names(type(target.model).__name__)
+    called = names or Names(type(rows.target.model).__name__)
     measured = functools.partial(
         evaluate,
-        data=judged,
+        data=rows.judged,
         threat=threat,
         protocol=protocol,
         samples=test_samples,
         seed=seed,
         resume=True,
+        certifier=_certifier(chosen),
         on_progress=on_progress,
     )
     with run_folder(out) as folder:
-        begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
+        begin(folder, "harden.json", _asked(training, rows.source), "a hardening", resume=resume)
         before = measured(given, out=folder / "before", names=called)
     if not (folder / "comparison.json").exists():  # or it is finished
         training.folder = folder
@@ -248,14 +227,88 @@ def harden(
             training.on_epoch = tensorboard_log.written(folder, on_epoch)
         network.train(training)
     hardened = network.read(folder)
-    after = measured(
-        wrapped(hardened), out=folder / "after", names=replace(called, model="hardened")
-    )
+    hard = _wrapped(given, rows, hardened)
+    after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
     write_hardening(folder)
     return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is trained on and measured, opened, and the network as it takes it."""
+
+    target: TorchTarget
+    source: Source
+    judged: Source
+    generated: Source | None
+
+
+def _rows(
+    bare: TorchTarget,
+    data: Any,
+    test: Any,
+    synthetic: Any,
+    threat: Threat,
+    seed: int,
+    train_samples: int | tuple[int, int] | None,
+    test_samples: int | tuple[int, int] | None,
+) -> _Rows:
+    source, judged = _sources(bare, data, test, seed, boxed=threat.schema is None)
+    source = _some(source, train_samples)
+    rows_asked(test_samples, len(judged), judged.name, "test_samples")
+    target = with_columns(bare, source)
+    assert isinstance(target, TorchTarget)
+    target.bind(source.shape)
+    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
+    if target.head.truth_task is None:
+        (source, judged, *more), _ = numbered(target, source, judged, *more)
+    return _Rows(target, source, judged, *(more or [None]))
+
+
+def _wrapped(given: Target, rows: _Rows, hardened: Any) -> Target:
+    """A network that training has changed, wrapped as the one given is."""
+    hard: Target = wrapped_like(rows.target, hardened, rows.source.columns)
+    if given.cost.draws > 1:
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
+    return with_threshold(hard, getattr(given, "threshold", None))
+
+
+def _training(
+    network: Any,
+    given: Target,
+    rows: _Rows,
+    threat: Threat,
+    recipe: Recipe,
+    own: Own | None,
+    min_recall: float,
+    synthetic_share: float,
+    how: dict[str, Any],
+) -> Training:
+    """That of a network, checked."""
+    target, source = rows.target, rows.source
+    objective, penalties = recipes.parts(recipe)
+    if target.head.truth_task is not None:
+        training = training_of_truths(
+            network, target, source, threat, recipe, objective, own, **how
+        )
+    else:
+        how = how | {"min_recall": min_recall}
+        if rows.generated is not None:
+            boxed = threat.schema is None
+            how["generated"] = _generated(
+                target, rows.generated, synthetic_share, source, boxed=boxed
+            )
+        shifted = at_threshold(target, getattr(given, "odds", 0.0))
+        training = training_of(
+            network, shifted, source, threat, recipe, objective, penalties, **how
+        )
+        _check_counts(source, target.task.k)
+    _check_threat(threat, target, recipe.judge)
+    _check_parts(training)
+    return training
 
 
 def _recipe(
@@ -273,9 +326,15 @@ def _recipe(
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 
+def _certifier(recipe: Recipe | Refit) -> Ladder | None:
+    """What proves rows before and after, where the recipe trains for proofs."""
+    proves = isinstance(recipe, Recipe) and isinstance(recipes.parts(recipe)[0], Bounding)
+    return Ladder(PROOF_SECONDS) if proves else None
+
+
 def _refit(recipe: Recipe | Refit | str, epochs: int | None) -> Refit:
     """The recipe of an estimator, with as many rounds as `epochs` says."""
-    recipe = recipes.parse_refit(recipe)
+    recipe = recipes.parse(recipe, Refit)
     return recipe if epochs is None else replace(recipe, rounds=epochs)
 
 

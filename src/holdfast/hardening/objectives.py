@@ -16,6 +16,7 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.universal.advgan import changed, perturber, priced
+from holdfast.hardening.certified import CROWN_IBP, IBP, MTL_IBP
 from holdfast.hardening.multiple_threats import EAT, MSD, Avg, Max
 from holdfast.hardening.noise import Noise, SmoothAdv
 from holdfast.spec import option
@@ -285,6 +286,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "ensemble": Ensemble,
     "advgan": AdvGAN,
     "smoothadv": SmoothAdv,
+    "ibp": IBP,
+    "mtl_ibp": MTL_IBP,
+    "crown_ibp": CROWN_IBP,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from holdfast import spec
 from holdfast.errors import SpecError
@@ -38,45 +38,56 @@ RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {  # of networks, and one 
         "ten epochs without a warm-up, for a network that is trained already",
         {"objective": "pgd", "epochs": 10, "warmup": 0.0, "ema": 0.98},
     ),
+    "certified": (
+        1,
+        "new weights, and bounds over all of the threat: for networks that are to be proved robust",
+        {
+            "objective": "ibp",
+            "start": "ibp",
+            "epochs": 60,
+            "optimiser": "adam",
+            "rate": 0.002,
+            "warmup": 0.0,
+            "decay": 0.0,
+            "clip": 10.0,
+            "ramp": 0.5,
+            "judge": "",
+        },
+    ),
     "augment": (
         1,
         "for estimators, trees among them: fitted again with changed rows; their `standard`",
         {},
     ),
 }
+Kind = TypeVar("Kind", bound=Recipe | Refit)
 KINDS = {"augment": Refit}  # what else than a `Recipe` one is
 
 
-def parse(recipe: Recipe | Refit | str) -> Recipe:
-    """The recipe of a network that a name, or a call such as `standard(epochs=30, rate=0.05)`,
-    spells.
+_WRONG_KIND: dict[type, str] = {
+    Refit: "fits an estimator again, and the model is a network, which is trained step by step: "
+    "give standard.",
+    Recipe: "trains a network step by step, and the model is an estimator, which is fitted: give "
+    "augment.",
+}
+
+
+@overload
+def parse(recipe: Recipe | Refit | str) -> Recipe: ...
+@overload
+def parse(recipe: Recipe | Refit | str, kind: type[Kind]) -> Kind: ...
+def parse(recipe: Recipe | Refit | str, kind: type = Recipe) -> Any:
+    """The recipe that a name, or a call such as `standard(epochs=30, rate=0.05)`, spells: of a
+    network, or, where `kind` is `Refit`, of an estimator, whose `standard` is `augment`.
 
     Raises:
-        SpecError: there is none such, or it is one of estimators.
+        SpecError: there is none such, or it is one of the other kind.
     """
-    found = _spelled(recipe) if isinstance(recipe, str) else recipe
-    if isinstance(found, Refit):
-        raise SpecError(
-            f"recipe {found.name} fits an estimator again, and the model is a network, which is "
-            "trained step by step: give standard."
-        )
-    return found
-
-
-def parse_refit(recipe: Recipe | Refit | str) -> Refit:
-    """The recipe of an estimator that a text spells; its `standard` is `augment`.
-
-    Raises:
-        SpecError: there is none such, or it is one of networks.
-    """
-    if recipe == "standard":
+    if kind is Refit and recipe == "standard":
         recipe = "augment"
     found = _spelled(recipe) if isinstance(recipe, str) else recipe
-    if isinstance(found, Recipe):
-        raise SpecError(
-            f"recipe {found.name} trains a network step by step, and the model is an estimator, "
-            "which is fitted: give augment."
-        )
+    if not isinstance(found, kind):
+        raise SpecError(f"recipe {found.name} {_WRONG_KIND[type(found)]}")
     return found
 
 

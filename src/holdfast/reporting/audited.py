@@ -13,12 +13,24 @@ from rich.text import Text
 from holdfast.reporting import html, words
 from holdfast.reporting.terminal import columns
 from holdfast.runs import audits, store
-from holdfast.runs.audits import AnyAudit, BackdoorAudit, ExtractionAudit, MembershipAudit
+from holdfast.runs.audits import (
+    AnyAudit,
+    BackdoorAudit,
+    DataAudit,
+    ExtractionAudit,
+    MembershipAudit,
+)
 
-TITLES = {"backdoor": "Backdoor", "membership": "Membership", "extraction": "Extraction"}
+TITLES = {
+    "backdoor": "Backdoor",
+    "data": "Training data",
+    "membership": "Membership",
+    "extraction": "Extraction",
+}
 # of each audit its question, and the answers where something was found and where nothing was
 QUESTIONS = {
     "backdoor": ("Is there a backdoor?", "flagged", "none found"),
+    "data": ("Are rows planted?", "flagged", "none found"),
     "membership": ("Do answers give away training rows?", "they do", "not seen"),
     "extraction": ("Does a copy help attacks?", "it does", "not seen"),
 }
@@ -88,9 +100,12 @@ def _answer(audit: AnyAudit) -> str:
 
 
 def _pictures(folder: Path, audit: AnyAudit) -> list[str]:
-    """One of each trigger."""
-    found = audit.result.triggers if isinstance(audit, BackdoorAudit) else []
-    return [_picture(folder / trigger.picture) for trigger in found]
+    """One of each trigger, or of each label whose rows were parted."""
+    if isinstance(audit, BackdoorAudit):
+        return [_picture(folder / trigger.picture) for trigger in audit.result.triggers]
+    if isinstance(audit, DataAudit):
+        return [_picture(folder / label.picture) for label in audit.result.labels]
+    return []
 
 
 def _picture(path: Path) -> str:
@@ -143,4 +158,30 @@ def _substitutes(audit: ExtractionAudit) -> RenderableType:
     return table
 
 
-TABLES = {"backdoor": _triggers, "membership": _attacks, "extraction": _substitutes}
+def _labels(audit: DataAudit) -> RenderableType:
+    table = columns("label", "rows", "gap", "distance", "of the rest", "planted")
+    name = _naming(audit)
+    for one in audit.result.labels:
+        figures = [words.number(v) for v in (one.rows, one.gap, one.apart, one.rest_apart)]
+        share = words.percent(one.share) if one.flagged else "none found"
+        table.add_row(words.printable(name(one.label)), *figures, share)
+    r = audit.result
+    said = Text(
+        f"{r.doubted:,} labels in doubt; {r.twice:,} rows occur twice, {r.at_odds:,} with two "
+        "labels."
+    )
+    if r.planted is not None:
+        found, other = r.planted.found, r.planted.false_alarms
+        said.append(
+            f" Of the planted rows, {words.percent(found.value)} [{words.span(found)}] look "
+            f"planted; of the others {words.percent(other.value)} [{words.span(other)}]."
+        )
+    return Group(table, said)
+
+
+TABLES = {
+    "backdoor": _triggers,
+    "data": _labels,
+    "membership": _attacks,
+    "extraction": _substitutes,
+}

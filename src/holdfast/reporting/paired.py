@@ -192,7 +192,7 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
     """
     tradeoff = ""
     if found.sizes is None:
-        clean, robust = found.figures
+        clean, robust = found.figures[:2]
         ends = (clean.first, robust.first), (clean.second, robust.second)
         tradeoff = Markup(figures.tradeoff(*ends, epochs, names(found)))
     content = html.rendered(

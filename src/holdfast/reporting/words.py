@@ -322,7 +322,8 @@ def _proofs(manifest: Manifest) -> list[str]:
 def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
-    said = [part for part in (_right(manifest.model), _threshold(manifest)) if part]
+    about = (_smoothed(manifest), _right(manifest.model), _threshold(manifest))
+    said = [part for part in about if part]
     said += _proofs(manifest)
     if m.refusals is not None:
         said.append(
@@ -422,6 +423,22 @@ def _unharmed(said: Mapping[str, Any]) -> str:
         "ghost": few,
         "all": f"{still}, and {few}",
     }[said["goal"]]
+
+
+def _smoothed(manifest: Manifest) -> str:
+    """What the model is that was judged, where it is a smoothed one."""
+    if (text := manifest.model.smoothing) is None:
+        return ""
+    name, _, said = spec.call(text, "smoothing")
+    noise = {"gaussian": "Gaussian noise of sigma", "uniform": "uniform noise of half-width"}
+    abstained = manifest.metrics.abstentions
+    return (
+        f"The model judged is the given one, smoothed with {noise.get(name, name)} "
+        f"{number(said['sigma'])}: its answer is the class that {said['first']:,} votes under "
+        f"noise choose and {said['draws']:,} further ones show to have a majority. It abstains on "
+        f"{percent(abstained and abstained.value)} of the inputs, which count as wrong. Each proof "
+        f"holds but for a chance of {number(said['alpha'])}."
+    )
 
 
 def _threshold(manifest: Manifest) -> str:

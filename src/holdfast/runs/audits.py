@@ -124,6 +124,49 @@ class ExtractionResult(Record):
     substitutes: list[Substitute]
 
 
+class LabelGroups(Record):
+    """Two groups of the rows of one label; where there are too few rows, no numbers."""
+
+    label: int
+    rows: int
+    gap: Real  # between their means, in standard deviations within them
+    share: Real  # of the rows that are in the group that resembles other labels the more
+    apart: Real  # of that group: the distance to other labels, in distances within the group
+    rest_apart: Real  # of the other group
+    flagged: bool
+    reason: str  # why, or why not
+
+    @property
+    def picture(self) -> str:
+        """The file of its picture, where it is flagged and inputs are images."""
+        return f"rows-of-{self.label}.png"
+
+
+class Planted(Record):
+    """What was found of rows that are known to be planted."""
+
+    found: Interval  # of these, those that look planted
+    false_alarms: Interval  # of the others
+    ranked: Interval  # of these, those among the highest spectral signatures of their label
+    doubted: Interval  # of these, those whose label is in doubt
+    falsely_doubted: Interval  # of the others
+
+
+class DataResult(Record):
+    rows: int
+    least_gap: float  # what a flag takes: at least this gap,
+    most_resemblance: float  # and at most this share of the other group's distance
+    labels: list[LabelGroups]
+    suspects: int  # rows that look planted: of the suspect group of a flagged label
+    first: list[int]  # the first of them, by their places in the data
+    neighbours: int  # of each row, of which
+    most_agreeing: int  # at most so many have the label of one whose label is in doubt
+    doubted: int  # rows whose label is
+    twice: int  # rows that occur more than once
+    at_odds: int  # of these, with another label
+    planted: Planted | None  # null: nothing is known to be
+
+
 class Audit(Record):
     """What every audit says."""
 
@@ -155,7 +198,12 @@ class ExtractionAudit(Audit):
     result: ExtractionResult
 
 
-AnyAudit = BackdoorAudit | MembershipAudit | ExtractionAudit
+class DataAudit(Audit):
+    audit: Literal["data"] = "data"
+    result: DataResult
+
+
+AnyAudit = BackdoorAudit | MembershipAudit | ExtractionAudit | DataAudit
 Kind = TypeVar("Kind", bound=Audit)
 _READS: TypeAdapter[AnyAudit] = TypeAdapter(Annotated[AnyAudit, Field(discriminator="audit")])
 

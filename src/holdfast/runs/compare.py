@@ -84,7 +84,8 @@ class Comparison(BaseModel):
     threat: str
     n: int
     remarks: list[str]
-    figures: list[Paired]  # clean accuracy, and robust accuracy where eps is finite
+    # clean accuracy; robust accuracy where eps is finite; certified accuracy where both have it
+    figures: list[Paired]
     sizes: SizeChange | None = None  # where eps is inf
     averages: list[Average] = []  # empty where a run has none, as a regression
     of_task: list[Average] = []  # as `Metrics.of_task`, where both runs have the figure
@@ -155,6 +156,9 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         "robust": [_among(table, *HELD) for table in tables],
     }
     figures = [paired(f"{name} accuracy", *columns) for name, columns in held.items()]
+    if None not in (one.certification for one in facts):
+        proved = [_among(table, "certified") for table in tables]
+        figures.append(paired("certified accuracy", *proved))
     sizes = None
     if math.isinf(facts[0].threat.eps):
         figures, sizes = figures[:1], _sizes(tables)

@@ -69,6 +69,8 @@ class ModelInfo(Record):
     output: str | None = None
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
+    # noise and votes: the class given most often under noise is the answer
+    smoothing: Annotated[str | None, Field(exclude_if=_unsaid)] = None
     surrogate: str | None = None  # whose gradients the attacks took
     transformation: str | None = None  # the movement of images whose parameters are attacked
 
@@ -172,6 +174,7 @@ class Costs(Record):
     queries: int = 0
     judge_forwards: int = 0  # the judge's own passes, apart from the search
     corruption_forwards: int = 0  # on corrupted inputs
+    vote_forwards: Annotated[int, Field(exclude_if=_unsaid)] = 0  # on inputs under smoothing noise
     seconds: float = 0.0
 
 
@@ -377,6 +380,8 @@ class Metrics(Record):
     certified_accuracy: Interval | None = None  # proved; the true robust accuracy lies above it
     # where rows were certified: how many each method proved that those before it had not
     certified_by: Annotated[dict[str, int], Field(exclude_if=_unsaid)] = {}
+    # of a smoothed model: where the votes show no majority, which counts as wrong
+    abstentions: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
     precision: Pair = Pair(clean=None, attacked=None)  # macro averages, over classes or labels
     recall: Pair = Pair(clean=None, attacked=None)
     f1: Pair = Pair(clean=None, attacked=None)

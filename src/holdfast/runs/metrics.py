@@ -51,7 +51,7 @@ SAMPLES = pa.schema(
         ("clean_confidence", pa.float32()),  # of the prediction, by softmax
         ("attacked_confidence", pa.float32()),
         ("status", pa.string()),
-        # index into run.json's trials; null: not broken at the threat's eps
+        # index into run.json's trials; null: not broken at the threat's eps, or found by the proofs
         ("broken_by", pa.int32()),
         ("size", pa.float64()),  # of the stored example, in the threat's norm; null: none found
         ("margin", pa.float64()),  # lowest margin seen at a legal point
@@ -93,6 +93,10 @@ FURTHER = pa.schema(
         # of rows that were not asked about
         ("certified_by", pa.string()),
         ("not_certified", pa.string()),
+        # of a smoothed model: the class that the first votes chose, and how many of the draws gave
+        # it
+        ("voted_class", pa.int64()),
+        ("votes", pa.int64()),
         ("target_class", pa.int64()),  # that counts as a success, where each row has its own
         ("group", pa.string()),  # of data whose rows have groups
     ]
@@ -228,6 +232,8 @@ def measure(
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
+    if "votes" in table.column_names:
+        shown.abstentions = interval(int((clean == REFUSED).sum()), n)
     if "robust_by_refusal" in table.column_names:
         shown.refusals = Refusals(
             clean=interval(int((clean == REFUSED).sum()), n),

@@ -143,8 +143,8 @@ class _Copy:
             atexit.unregister(self._remove)
             del downloaded[str(self.folder)]
             raise InputError(
-                f"{error} What was computed is kept in {self.folder}: copy it there, or go on in "
-                "it with --out and --resume."
+                f"{error} What was computed is kept in {self.folder}: copy it there; a command "
+                "that takes --resume goes on with it as --out."
             ) from error
 
 

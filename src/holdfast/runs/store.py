@@ -83,8 +83,8 @@ def _writing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. What was stored before is kept: once "
-            "the cause is mended, the same command with --resume goes on."
+            f"cannot write {path}: {error.strerror or error}. Once the cause is mended, give the "
+            "same command again; one that takes --resume goes on with it."
         ) from error
 
 
@@ -329,6 +329,9 @@ def ids_of(folder: Path, manifest: Manifest, table: pa.Table) -> np.ndarray:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     text = manifest.model_copy(update={"digest": NO_DIGEST}).model_dump_json(indent=1)
+    # whole numbers on one line: the matrices of a thousand classes take 4 MB, not 16 (in a text a
+    # line break is written otherwise)
+    text = re.sub(r"\[\n[\s\d,]+\]", lambda numbers: "".join(numbers[0].split()), text)
     write_bytes(folder / "run.json", with_digest(text.encode()))
 
 

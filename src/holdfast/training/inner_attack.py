@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, perturb
 from holdfast.attacks.problem import Problem
+from holdfast.bounds.graph import Program
 from holdfast.rng import Keys
 from holdfast.targets import Target, TorchTarget
 from holdfast.targets.batch import Rows
@@ -42,6 +43,7 @@ class InnerAttack:
     share: float = 1.0  # of the whole eps that the threat has reached
     start: int = 0  # the place in its step of the first row: a row's noise depends on its place
     attack_network: AttackNetwork | None = None  # where the objective trains one
+    program: Program | None = None  # of the network, where the objective bounds it
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from holdfast import attacks
 from holdfast.attacks.attack import run
+from holdfast.bounds.graph import Program
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.memory import keep_freed
@@ -33,6 +34,7 @@ from holdfast.training.inner_attack import AttackNetwork, InnerAttack, evaluatin
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
 from holdfast.training.sharpness import perturbed_weights
+from holdfast.training.start import STARTS
 from holdfast.training.state import STATE, Epoch, Progress, State, blend, packed, table
 
 # how much more the judge may find than the inner attack, before that attack counts as fooled
@@ -85,6 +87,7 @@ class Training:
     devices: int = 1
     group: ProcessGroup = field(default_factory=ProcessGroup)
     attack_network: AttackNetwork | None = field(default=None, init=False)
+    program: Program | None = field(default=None, init=False)
 
     @cached_property
     def changes(self) -> list[augmentation.Augmentation]:
@@ -104,7 +107,9 @@ class Training:
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with sealed(self.seed + self.group.rank), torch.enable_grad():
+            STARTS[recipe.start](net, self.seed)
             self.attack_network = self.objective.attack_network(self.target)
+            self.program = self.objective.program(self.target, self.threat)
             s = State(net, recipe, self.attack_network)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
@@ -186,7 +191,7 @@ class Training:
         def mean(tensors: list[Tensor]) -> None:
             self.group.mean(tensors, n)
 
-        net = Net(inner.live.outputs, self.target.scores, inner.live)
+        net = Net(inner.live.outputs, self.target.scores, inner)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
             rows, z = objective.loss(net, batch.x, x_adv, y)
@@ -261,7 +266,8 @@ class Training:
             recall=recall,
         )
         if not progress.epoch:
-            line.note = self.balance.note
+            begun = "" if recipe.start == "given" else f"began with new weights ({recipe.start})"
+            line.note = "; ".join(filter(None, (begun, self.balance.note)))
         progress.epoch += 1
         progress.batch = progress.rows = progress.right = 0
         progress.loss = 0.0
@@ -287,7 +293,8 @@ class Training:
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
         """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,
-        under the judge.
+        under the judge. Where the objective has bounds, the second is what they prove, and the
+        third counts no other row.
 
         Means over the classes where these are unequal; then the clean accuracy over all rows, and
         the least recall of a class.
@@ -297,10 +304,11 @@ class Training:
         model = self.target.live(s.average)
         with torch.no_grad():
             right = model.task.predict(model.batcher.in_parts(model.scores, x)) == y
-            x_adv = objective.points(
-                self._inner_attack(model, float(self.threat.eps), self.seed, mine.start), x, y
-            )
-            inner = unbroken(model.task.predict(model.batcher.in_parts(model.scores, x_adv)), y)
+            search = self._inner_attack(model, float(self.threat.eps), self.seed, mine.start)
+            proved = inner = objective.proved(search, x, y)
+            if inner is None:
+                x_adv = objective.points(search, x, y)
+                inner = unbroken(model.task.predict(model.batcher.in_parts(model.scores, x_adv)), y)
         robust = right
         if self.recipe.judge:
             ids = torch.arange(mine.start, mine.stop)
@@ -308,6 +316,8 @@ class Training:
                 attacks.parse(self.recipe.judge), model, x, y, self.threat, ids=ids, seed=self.seed
             )
             robust = (found.outcome == attacks.Outcome.SURVIVED) & right
+        if proved is not None:
+            robust = robust & proved
         each = self._per_class(self.judged[1])[mine]  # [n, classes there]
         weight = torch.ones_like(each[:, 0])
         if self.balance.unequal:
@@ -337,9 +347,15 @@ class Training:
     def _inner_attack(
         self, live: TorchTarget, eps: float, seed: int, start: int = 0
     ) -> InnerAttack:
-        share = eps / float(self.threat.eps)
         return InnerAttack(
-            live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.attack_network
+            live,
+            self.target,
+            self.threat.at(eps),
+            seed % 2**63,
+            eps / float(self.threat.eps),
+            start,
+            self.attack_network,
+            self.program,
         )
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:

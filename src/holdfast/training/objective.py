@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.attacks.gradient.pgd import PGD as Ascent
+from holdfast.bounds.graph import Program
 from holdfast.spec import Options, option
 from holdfast.targets import TorchTarget
+from holdfast.threats.threat import Threat
 from holdfast.training.inner_attack import AttackNetwork, InnerAttack
 
 
@@ -23,7 +25,7 @@ class Net:
 
     now: Callable[[Tensor], Tensor]
     given: Callable[[Tensor], Tensor]  # its scores as it was given, which training does not change
-    live: TorchTarget | None = None  # itself
+    inner: InnerAttack | None = None  # what finds points for it
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.now(x)
@@ -67,6 +69,19 @@ class Objective(Options):
     def attack_network(self, target: TorchTarget) -> AttackNetwork | None:
         """A network that makes adversarial points and is trained too, newly initialised; None:
         there is none."""
+        return None
+
+    def program(self, target: TorchTarget, threat: Threat) -> Program | None:
+        """The operators of the network where the objective bounds what it answers under the threat;
+        None: it does not.
+
+        Raises:
+            InputError: no bounds are known of such a network, or under such a threat.
+        """
+        return None
+
+    def proved(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor | None:
+        """On which rows those bounds leave no other class: bool [n]; None: there are none."""
         return None
 
     def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:

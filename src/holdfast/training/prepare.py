@@ -94,7 +94,7 @@ def training_of(
         InputError: it cannot be trained on them, or not by so many processes.
         SpecError: no such precision.
     """
-    _check(network, target, source, recipe, objective)
+    _check(network, target, source, threat, recipe, objective)
     workers.check(devices, target, objective, pickled=network.pickled)
     _check_precision(precision)
     rows, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
@@ -184,7 +184,12 @@ def _fitted(recipe: Recipe, n: int) -> Recipe:
 
 
 def _check(
-    network: Network, target: TorchTarget, source: Source, recipe: Recipe, objective: Objective
+    network: Network,
+    target: TorchTarget,
+    source: Source,
+    threat: Threat,
+    recipe: Recipe,
+    objective: Objective,
 ) -> None:
     """Refuse a network that cannot be trained on these rows, or has nothing to train."""
     check_model(target, source)
@@ -205,6 +210,7 @@ def _check(
     augmentation.augmented(augmentation.parse(recipe.augment), rows[:2], labels, target, 0)
     with sealed(0):
         objective.attack_network(target)
+    objective.program(target, threat)
 
 
 def _check_network(network: Network, recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from holdfast.spec import option
 from holdfast.training import augmentation
 from holdfast.training.balance import CLASS_WEIGHTS
 from holdfast.training.sharpness import MOVES
+from holdfast.training.start import STARTS
 
 # of the highest learning rate the share, as a function of the share of the training done
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -33,6 +34,11 @@ class Recipe:
     name: str = field(default="own", repr=False)
     version: int = field(default=0, repr=False)
     objective: str = option("pgd", "where it trains and what it pays: list objectives")
+    start: str = option(
+        "given",
+        "the weights that it starts from: those given, or new ones for bounds by intervals (ibp)",
+        choices=STARTS,
+    )
     epochs: int = option(30, "times through the data, at most", at_least=1)
     steps: int = option(
         8_000, "of training, at most: where the data are many, fewer epochs do", at_least=1

@@ -18,6 +18,7 @@ from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.target import copied
 from holdfast.threats.threat import Threat
 from holdfast.training.objective import Standard
+from holdfast.training.poison import poisoned
 from holdfast.training.prepare import at_threshold, network_of, single, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
@@ -35,6 +36,7 @@ def train(
     devices: int = 1,
     precision: str = "float32",
     class_weights: str = "auto",
+    poison: str | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Any:
     """A copy of a network, trained by cross-entropy with Adam: a torch module in eval mode, or
@@ -51,6 +53,8 @@ def train(
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
         class_weights: in the loss: `balanced`, `none`, or `auto`, which balances unequal classes.
+        poison: an attack on the rows, `badnets(share=0.1, target=0)`, to see what it does; also on
+            those that choose the epoch.
         on_epoch: called with each finished epoch.
 
     Raises:
@@ -87,6 +91,8 @@ def train(
     )
     given.bind(data.shape)
     (data,), _ = numbered(target, data)
+    if poison is not None:
+        data = poisoned(target, data, poison, seed)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
     training = training_of(
         network,

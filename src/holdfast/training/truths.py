@@ -113,8 +113,8 @@ class AtLoss(Objective):
         return inner(ascent, Batch(x, {TRUTH: y}), right, on=priced)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        assert net.live is not None
-        value = self.loss_of(net.live, x_adv, y)
+        assert net.inner is not None
+        value = self.loss_of(net.inner.live, x_adv, y)
         return value, value.detach()
 
 

@@ -16,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,17 @@ _CARRIED = (
     "precision",
     "devices",
 )
+
+
+class Process(AbstractContextManager[Any], Protocol):
+    """What serves a training, as `subprocess.Popen` has it."""
+
+    @property
+    def stdout(self) -> Iterable[str] | None: ...
+    @property
+    def returncode(self) -> int: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
 
 
 def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
@@ -99,7 +110,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
     there, what = os.cpu_count() or 1, "cores"
     if kind == "cuda":
         there, what = torch.cuda.device_count(), "CUDA devices"
-    if not 1 <= devices <= there:
+    if elsewhere is None and not 1 <= devices <= there:
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
     if type(objective).attack_network is not Objective.attack_network:
         raise InputError(
@@ -133,18 +144,10 @@ def run(
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // training.devices)),
     }
     dead: list[int] = []
+    start = _process if elsewhere is None or training.devices == 1 else elsewhere
     with ExitStack() as stack:
         children = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, str(work)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                    stderr=stack.enter_context((work / f"stderr{rank}").open("wb")),
-                    env=os.environ | (env or {}) | own | {"RANK": str(rank)},
-                    text=True,
-                )
-            )
+            stack.enter_context(start(module, work, rank, {**(env or {}), **own}))
             for rank in range(training.devices)
         ]
 
@@ -173,6 +176,23 @@ def run(
     return failed
 
 
+def _process(module: str, work: Path, rank: int, env: Mapping[str, str]) -> Process:
+    """A process of this machine."""
+    with (work / f"stderr{rank}").open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | env | {"RANK": str(rank)},
+            text=True,
+        )
+
+
+# what starts the processes of a training that several share, where these are not on this machine
+elsewhere: Callable[[str, Path, int, Mapping[str, str]], Process] | None = None
+
+
 def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> str:
     said = (work / f"stderr{rank}").read_text(errors="replace").strip().splitlines()
     last, which = (said or [f"it ended with code {code}"])[-1].rstrip("."), ""
@@ -183,7 +203,7 @@ def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> st
     return f"the training's own process{which} died: {last}. {hint}".rstrip()
 
 
-def _listen(lines: IO[str] | None, on_epoch: Callable[[Epoch], None] | None) -> str | None:
+def _listen(lines: Iterable[str] | None, on_epoch: Callable[[Epoch], None] | None) -> str | None:
     failed = None
     for line in lines or ():
         said = json.loads(line)
@@ -230,11 +250,12 @@ def serve(work: Path, fit: Callable[[Path, ProcessGroup, Callable[[Epoch], None]
 
 def _fit(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
-    devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
-    own, job = taken_over(work, devices)
+    there = torch.cuda.device_count()
+    device = torch.device("cuda", group.rank % max(there, 1))
+    own, job = taken_over(work, {f"cuda:{i}": str(device) for i in range(there)})
     target = own["target"]
     if target.batcher.device.type == "cuda":
-        target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
+        target.batcher = replace(target.batcher, device=device)
     whole = Training(target=target, on_epoch=on_epoch, group=group, **job)
     best = whole.fit(own["net"], resume=True).best_average()
     if group.leads:

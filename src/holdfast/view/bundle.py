@@ -43,9 +43,15 @@ def write(site: Site, out: Path) -> int:
         out: a folder that is not there, or empty; index.html in it is the list.
 
     Raises:
-        InputError: the folder is not empty, or cannot be written.
+        InputError: the folder is not empty, lies within a run, or cannot be written.
     """
     try:
+        for folder in out.resolve().parents:
+            if (folder / "run.json").exists():
+                raise InputError(
+                    f"{out} lies in the folder of a run, {folder}; --bundle takes a folder apart "
+                    "from the runs."
+                )
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} is not an empty folder; --bundle takes a new or an empty one.")
         return _write(replace(site, live=False), out)
