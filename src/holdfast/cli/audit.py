@@ -12,7 +12,7 @@ from holdfast.errors import InputError
 from holdfast.urls import named
 
 if TYPE_CHECKING:
-    from holdfast.runs.audits import Audit
+    from holdfast.runs.audits import AnyAudit
 
 
 def backdoor(
@@ -235,7 +235,7 @@ def _names(model: str, how: dict[str, Any], rows: dict[str, Any]) -> Any:
     return Names(model, how["arch"], rows["split"] or "test", writing.command_line())
 
 
-def _conclude(audit: Audit, folder: Path, *, json: bool) -> int:
+def _conclude(audit: AnyAudit, folder: Path, *, json: bool) -> int:
     """Say what an audit found, and write its page."""
     from holdfast.reporting import audited
 

@@ -96,7 +96,8 @@ def _naming(audit: AnyAudit) -> Callable[[int], str]:
 
 def _answer(audit: AnyAudit) -> str:
     _, found, not_found = QUESTIONS[audit.audit]
-    return {True: found, False: not_found}.get(audit.verdict.found, UNKNOWN)
+    answers: dict[bool | None, str] = {True: found, False: not_found, None: UNKNOWN}
+    return answers[audit.verdict.found]
 
 
 def _pictures(folder: Path, audit: AnyAudit) -> list[str]:

@@ -184,22 +184,22 @@ class Audit(Record):
 
 
 class BackdoorAudit(Audit):
-    audit: Literal["backdoor"] = "backdoor"
+    audit: Literal["backdoor"] = "backdoor"  # pyright: ignore[reportIncompatibleVariableOverride]
     result: BackdoorResult
 
 
 class MembershipAudit(Audit):
-    audit: Literal["membership"] = "membership"
+    audit: Literal["membership"] = "membership"  # pyright: ignore[reportIncompatibleVariableOverride]
     result: MembershipResult
 
 
 class ExtractionAudit(Audit):
-    audit: Literal["extraction"] = "extraction"
+    audit: Literal["extraction"] = "extraction"  # pyright: ignore[reportIncompatibleVariableOverride]
     result: ExtractionResult
 
 
 class DataAudit(Audit):
-    audit: Literal["data"] = "data"
+    audit: Literal["data"] = "data"  # pyright: ignore[reportIncompatibleVariableOverride]
     result: DataResult
 
 
