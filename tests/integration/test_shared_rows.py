@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ ROWS = ("--samples", "40")
 # dies in the midst of the first shard of each worker, as often as the file says
 DYING = """
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 _means, _calls, _left = means, [], Path(__file__).with_name("deaths")
@@ -161,4 +165,16 @@ def test_time_is_that_of_all_workers_and_they_go_on(monkeypatch: pytest.MonkeyPa
     assert "skipped" in Run("two").samples["status"].to_pylist()
     assert holdfast(*two, "--resume").exit_code == 0
     assert holdfast("evaluate", *ASKED, *ROWS, "--out", "one").exit_code == 0
+    same_run("one", "two")
+
+
+@pytest.mark.slow
+def test_workers_that_are_forked_off_a_command_make_the_run_of_one_process() -> None:
+    """In this process torch has run, so that its workers are begun anew."""
+    asked = ("evaluate", *ASKED, *ROWS)
+    assert holdfast(*asked, "--out", "one").exit_code == 0
+    command = [sys.executable, "-m", "holdfast", *asked, "--workers", "2", "--out", "two"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names(done.stderr, "estimate: about", "for 40 samples")
+    assert done.stderr.count("estimate: about") == 1
     same_run("one", "two")
