@@ -26,6 +26,7 @@ from holdfast.runs.audits import (
     AuditVerdict,
     MembershipAttack,
     MembershipAudit,
+    MembershipName,
     MembershipResult,
     RateAt,
 )
@@ -299,7 +300,8 @@ def judged(evidence: Mapping[str, np.ndarray]) -> MembershipResult:
     )
     saw = evidence["seen"]
     none = np.zeros((len(saw), log[1].shape[1]), bool)
-    scores = {"loss": (log[0][0], log[1][0])}
+    scores = dict[MembershipName, tuple[np.ndarray, np.ndarray]]()
+    scores["loss"] = log[0][0], log[1][0]
     if len(saw):
         slope = float(evidence["slope"][0])
         inside, outside = rmia(log[0], saw, slope), rmia(log[1], none, slope)

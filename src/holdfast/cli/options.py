@@ -130,7 +130,7 @@ Devices = Annotated[
 TrainingRay = Annotated[
     str | None,
     about_training(
-        help="Have these on a cluster of Ray: auto, local, or host:port of its head.",
+        help="Share the rows over a cluster of Ray: auto, local, or host:port of its head.",
         metavar="ADDRESS",
     ),
 ]

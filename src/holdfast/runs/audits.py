@@ -13,6 +13,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Provenance, Record
 
 AUDIT_VERSION = 1  # of the files of an audit
+MembershipName = Literal["loss", "rmia", "lira"]
 
 
 class AuditedModel(Record):
@@ -90,7 +91,7 @@ class RateAt(Record):
 
 
 class MembershipAttack(Record):
-    name: Literal["loss", "rmia", "lira"]
+    name: MembershipName
     auc: Interval  # of members against non-members
     found: bool  # whether it is above chance, with the interval of all attacks together
     rates: list[RateAt]
