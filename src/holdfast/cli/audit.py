@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,23 +44,10 @@ def backdoor(
 ) -> int:
     """Search a small trigger that turns clean rows to one class, and flag one that is far smaller
     than the others. Needs no training data."""
-    folder = options.audit_folder_of(model, "backdoor", **where)
     from holdfast.audit.backdoor import audit_backdoor
 
-    source = options.open_source(data, **rows)
-    with writing.resumable(folder) as here:
-        audit, _ = audit_backdoor(
-            options.open_target(model, source, **how),
-            source,
-            suspect=suspect,
-            pairs=pairs,
-            rows=samples,
-            seed=seed,
-            out=here,
-            names=_names(model, how, rows),
-            on_progress=lambda what: typer.echo(what, err=True),
-        )
-        return _conclude(audit, here, json=json)
+    asked = {"suspect": suspect, "pairs": pairs, "rows": samples, "seed": seed}
+    return _run("backdoor", audit_backdoor, model, data, "test", how, rows, where, asked, json)
 
 
 def membership(
@@ -118,7 +106,7 @@ def membership(
             fprs=fpr or None,
             seed=seed,
             out=here,
-            names=_names(model, how, rows),
+            names=_names(model, how, rows, "train"),
         )
         return _conclude(audit, here, json=json)
 
@@ -150,27 +138,21 @@ def extraction(
 ) -> int:
     """Copy a model by its answers, within a budget, and measure how far the copy agrees and how far
     adversarial examples made on it transfer. Files and endpoints alike."""
-    folder = options.audit_folder_of(model, "extraction", **where)
     from holdfast.audit.extraction import audit_extraction
 
     budgets = texts.numbers(queries, "--queries")
     if odd := [number for number in budgets if number != int(number)]:
         raise InputError(f"--queries holds {odd[0]:g}, but a budget is a whole number of queries.")
-    source = options.open_source(data, **rows)
-    with writing.resumable(folder) as here:
-        audit, _ = audit_extraction(
-            options.open_target(model, source, **how),
-            source,
-            threat,
-            queries=[int(number) for number in budgets],
-            attack=attack,
-            rows=samples,
-            seed=seed,
-            out=here,
-            names=_names(model, how, rows),
-            on_progress=lambda what: typer.echo(what, err=True),
-        )
-        return _conclude(audit, here, json=json)
+    asked = {
+        "threat": threat,
+        "queries": [int(number) for number in budgets],
+        "attack": attack,
+        "rows": samples,
+        "seed": seed,
+    }
+    return _run(
+        "extraction", audit_extraction, model, data, "test", how, rows, where, asked, json=json
+    )
 
 
 def training_data(
@@ -198,22 +180,10 @@ def training_data(
 ) -> int:
     """Look in the rows that a model was trained on for planted ones, wrong labels and rows that
     occur twice."""
-    folder = options.audit_folder_of(model, "data", **where)
     from holdfast.audit.training_data import audit_data
 
-    source = options.open_source(data, "train", **rows)
-    with writing.resumable(folder) as here:
-        audit, _ = audit_data(
-            options.open_target(model, source, **how),
-            source,
-            poison=poison,
-            rows=samples,
-            seed=seed,
-            out=here,
-            names=_names(model, how, rows),
-            on_progress=lambda what: typer.echo(what, err=True),
-        )
-        return _conclude(audit, here, json=json)
+    asked = {"poison": poison, "rows": samples, "seed": seed}
+    return _run("data", audit_data, model, data, "train", how, rows, where, asked, json)
 
 
 def _places(text: str) -> list[int]:
@@ -229,10 +199,42 @@ def _places(text: str) -> list[int]:
     return [int(line) for line in lines]
 
 
-def _names(model: str, how: dict[str, Any], rows: dict[str, Any]) -> Any:
+def _run(
+    kind: str,
+    audit: Callable[..., tuple[AnyAudit, Path]],
+    model: str,
+    data: str,
+    split: str,
+    how: dict[str, Any],
+    rows: dict[str, Any],
+    where: dict[str, Any],
+    asked: dict[str, Any],
+    json: bool,
+) -> int:
+    """An audit of a model and data, and what it found.
+
+    Args:
+        split: of the data, where no option says it.
+        asked: what the audit takes besides.
+    """
+    folder = options.audit_folder_of(model, kind, **where)
+    source = options.open_source(data, split, **rows)
+    with writing.resumable(folder) as here:
+        found, _ = audit(
+            options.open_target(model, source, **how),
+            source,
+            out=here,
+            names=_names(model, how, rows, split),
+            on_progress=lambda what: typer.echo(what, err=True),
+            **asked,
+        )
+        return _conclude(found, here, json=json)
+
+
+def _names(model: str, how: dict[str, Any], rows: dict[str, Any], split: str) -> Any:
     from holdfast.evaluation.facts import Names
 
-    return Names(model, how["arch"], rows["split"] or "test", writing.command_line())
+    return Names(model, how["arch"], rows["split"] or split, writing.command_line())
 
 
 def _conclude(audit: AnyAudit, folder: Path, *, json: bool) -> int:
