@@ -25,6 +25,7 @@ from holdfast.certification import Ladder, certify, ladder
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.errors import HoldfastError
+from holdfast.evaluation import certificates, evaluate
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.prepare import prepare
 from holdfast.evaluation.verify import verify
@@ -120,6 +121,57 @@ def test_what_branch_and_bound_finds_wrong_is_broken_with_its_example(tmp_path: 
     assert np.abs(examples - x[broken]).max() <= 0.1 * (1 + 1e-5)
     assert (target.labels(torch.from_numpy(examples)).numpy() != y[broken]).all()
     assert not verify(out, target, data(), certifier=Ladder(60), full=True)
+
+
+def test_data_in_float64_have_examples_of_branch_and_bound_too() -> None:
+    x, y = data()
+    run = certify(Net(), (x.astype(np.float64), y), "linf(0.1)", seconds_per_row=60)
+    assert (statuses(run) == "broken").any()
+    assert not verify(run, Net(), (x.astype(np.float64), y), certifier=Ladder(60), full=True)
+
+
+def test_what_proofs_found_wrong_is_judged_where_the_run_ended_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = certify(Net(), data(), "linf(0.1)", seconds_per_row=60)
+    with monkeypatch.context() as patched:
+        search = evaluate._search
+
+        def dies(*args: Any, again: bool = False) -> None:
+            if again:
+                raise KeyboardInterrupt
+            search(*args)
+
+        patched.setattr(evaluate, "_search", dies)
+        with pytest.raises(KeyboardInterrupt):
+            certify(Net(), data(), "linf(0.1)", seconds_per_row=60, out=tmp_path)
+    run = certify(Net(), data(), "linf(0.1)", seconds_per_row=60, out=tmp_path, resume=True)
+    assert statuses(run).tolist() == statuses(whole).tolist()
+
+
+def test_what_an_earlier_try_found_wrong_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = certify(Net(), data(), "linf(0.1)", seconds_per_row=2)
+    with monkeypatch.context() as patched:
+        judge, prove = ladder._NetworkRows._judge, certificates._Chunk.prove
+        seen = list[int]()
+
+        def once(self: Any, row: int, x: torch.Tensor) -> bool:
+            found = not seen and judge(self, row, x)
+            seen.extend([row] if found else [])
+            return found
+
+        def cut(self: Any, *args: Any) -> None:
+            prove(self, *args)
+            self.finished = False
+
+        patched.setattr(ladder._NetworkRows, "_judge", once)
+        patched.setattr(certificates._Chunk, "prove", cut)
+        first = certify(Net(), data(), "linf(0.1)", seconds_per_row=2, out=tmp_path)
+    assert (statuses(first) == "broken").sum() == 1 < (statuses(whole) == "broken").sum()
+    run = certify(Net(), data(), "linf(0.1)", seconds_per_row=2, out=tmp_path, resume=True)
+    assert statuses(run).tolist() == statuses(whole).tolist()
 
 
 def test_where_all_is_proved_weak_attacks_do_no_harm() -> None:

@@ -349,6 +349,25 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert store.read_samples(again.folder).equals(store.read_samples(whole.folder))
 
 
+def test_a_run_without_a_row_to_prove_ends() -> None:
+    x = images()
+    wrong = 1 - Linear(16)(x).argmax(1)
+    run = holdfast.certify(Linear(16), (x, wrong), "l2(0.1)", smooth=SMOOTH)
+    assert not run.unfinished
+    assert set(columns(run)["status"]) == {"wrong"}
+
+
+def test_data_in_float64_are_proved_from_what_the_model_takes() -> None:
+    x, y = data()
+    wide = np.asarray(x, np.float64) + 1e-9
+    one, other = (
+        holdfast.certify(Linear(16), (rows, y), "l2(0.1)", smooth=SMOOTH)
+        for rows in (wide, wide.astype(np.float32))
+    )
+    for name in ("votes", "certified_radius"):
+        assert np.array_equal(columns(one)[name], columns(other)[name], equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -115,6 +115,16 @@ def test_gradients_are_those_of_finite_differences(text: str) -> None:
         assert (values[0] - values[1]) / 2 == pytest.approx(float((grad * step).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("text", NAMES)
+def test_the_loss_of_a_row_is_that_of_the_row_alone(text: str) -> None:
+    net, (x, y) = network("residual", 3), rows_of(3, n=4)
+    objective, inner = asked(net, text, share=0.4)
+    net.eval()  # in training a batch norm mixes the rows
+    losses = loss_of(objective, inner, x, y)
+    alone = [loss_of(objective, inner, x[i : i + 1], y[i : i + 1]).detach() for i in range(4)]
+    assert float(losses.detach()) == pytest.approx(float(sum(alone)) / 4, rel=1e-4)
+
+
 def test_the_loss_of_a_linear_model_is_the_one_by_hand() -> None:
     """Its margins' bounds are exact: margin - eps |w_y - w_j|_1, within the box."""
     target = linear(W)

@@ -24,7 +24,7 @@ from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Rows, read
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.targets.wrappers import Around, Surrogate
+from holdfast.targets.wrappers import Around
 from holdfast.threats.threat import Threat, as_threat
 
 EVIDENCE = "answers.safetensors"
@@ -127,16 +127,16 @@ def audit_extraction(
             "model": label.cpu().numpy(),
             "noise": _answers(target, noise, at, label),
         }
-        tried = len(x) + int(noise.queries.sum())
+        tried = len(x) + int(noise.queries.sum()) + len(at)
         answered, transferred = list[np.ndarray](), list[np.ndarray]()
         for budget in sorted(set(queries)):
             say(f"copying with {budget:,} queries")
             meter = Metered(target, budget)
             twin = distil(meter, theirs, queries=budget, epochs=epochs, seed=seed)
             answered.append(twin.batcher.in_parts(twin.labels, x).cpu().numpy())
-            made = run(maker, Surrogate(target, twin), x[at], y[at], asked, seed=seed)
+            made = run(maker, twin, x[at], twin.labels(x[at]), asked, seed=seed)
             transferred.append(_answers(target, made, at, label))
-            tried += int(made.queries.sum())
+            tried += len(at)
         evidence |= {"copy": np.stack(answered), "transferred": np.stack(transferred)}
         store.write_tensors(folder / EVIDENCE, evidence)
         result = judged(evidence)

@@ -123,8 +123,9 @@ def apart_of(x: np.ndarray, others: np.ndarray, seed: int) -> float:
     """How far rows x [n, m] lie from rows of other labels [l, m], in distances to the nearest of
     their own: the median. Each set is taken less its mean, which holds a trigger that all share."""
     draw = np.random.default_rng(seed)
-    own = torch.from_numpy(draw.permutation(x)[:AMONG]).double()
-    far = torch.from_numpy(draw.permutation(others)[:AMONG]).double()
+    own, far = (
+        torch.from_numpy(rows[draw.permutation(len(rows))[:AMONG]]).double() for rows in (x, others)
+    )
     own, far = own - own.mean(0), far - far.mean(0)
     looked = own[:LOOKED_AT]
     own_kind = torch.cdist(looked, own).topk(2, dim=1, largest=False).values[:, 1]  # but itself

@@ -305,7 +305,8 @@ def judged(evidence: Mapping[str, np.ndarray]) -> MembershipResult:
     if len(saw):
         slope = float(evidence["slope"][0])
         inside, outside = rmia(log[0], saw, slope), rmia(log[1], none, slope)
-        scores["rmia"] = shares_above(inside, outside), shares_above(outside, outside)
+        own = shares_above(outside, outside) * len(outside) / (len(outside) - 1)  # but itself
+        scores["rmia"] = shares_above(inside, outside), own
         variance = out_variance(odds, (saw, none))
         scores["lira"] = lira(odds[0], saw, variance), lira(odds[1], none, variance)
     level = 1 - (1 - LEVEL) / len(scores)  # of all together

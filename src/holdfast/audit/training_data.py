@@ -16,6 +16,7 @@ from torch import Tensor
 
 from holdfast.arguments import checked
 from holdfast.audit.groups import (
+    AMONG,
     LEAST_GAP,
     MOST_RESEMBLANCE,
     features,
@@ -141,7 +142,7 @@ def _evidence(
         if not len(own):
             continue
         score[own] = spectral(values[own])
-        others = flat[draw.permutation(others)]
+        others = flat[draw.permutation(others)[:AMONG]]
         found = parted(values[own], flat[own], others, seed)
         if found is not None:
             planted[own], groups[label] = found.planted, (found.gap, *found.apart)

@@ -196,7 +196,7 @@ class _NetworkRows:
         """Keep the first of inputs that is legal and wrong; whether there is one."""
         given, y, threat = self.rows
         at, bounds = torch.full((len(x),), row), self.target.bounds
-        clean, threat = given[at], threat.of_rows(at)
+        clean, threat = given[at].to(self.target.batcher.dtype), threat.of_rows(at)
         origin = clean.double()
         within = wide(threat.eps / threat.legal_eps(clean.shape[1:], bounds.ulp), origin)
         x = bounds.clamp((origin + within * (x.cpu() - origin)).to(clean.dtype))

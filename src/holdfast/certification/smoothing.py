@@ -22,6 +22,7 @@ from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
 METHOD = "votes"
+CLOSE = 1e-9  # taken off each radius: what another library may compute otherwise, relatively
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,14 @@ class Votes:
 
     def proves(self, x: Tensor, y: Tensor, threat: Threat, method: str) -> Tensor:
         """See `Prover.proves`."""
-        return self._proved(x, y, threat) >= torch.as_tensor(threat.eps, dtype=torch.float64)
+        eps = torch.as_tensor(threat.eps, dtype=torch.float64)
+        return self._proved(x, y, threat) >= eps * (1 - CLOSE)
 
     def _proved(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         """The largest eps that is proved of each row: [n] float64."""
         voted, votes = self.target.votes(x)
         lattice = self.target.lattice
+        x = x.to(self.target.inner.batcher.dtype)
         offset = threat.norm.size(x.double() - lattice.at(lattice.places(x)))
         return torch.where(voted == y, self._within(votes, threat, offset), 0.0)
 
@@ -98,4 +101,6 @@ class Votes:
         features = math.prod(shape)
         rounded = threat.norm.rounding(features, target.lattice.farthest(threat))
         slack = float(threat.legal_eps(shape, target.bounds.ulp, 0.0))  # that a judge allows
-        return ((target.radii(votes) - offset - rounded - slack) / (1 + 2e-6)).clamp_min(0.0)
+        return ((target.radii(votes) - offset - rounded - slack) / (1 + 2e-6 + CLOSE)).clamp_min(
+            0.0
+        )

@@ -121,6 +121,9 @@ def certify(
             finds in the journal.
         on_step: called with the method at work, how many rows are done with, and of how many.
     """
+    for chunk in chunks:
+        if _unjudged(journal, chunk):
+            on_wrong(chunk)
     parts = [_Chunk(prover, settings, journal, chunk) for chunk in chunks]
     done, total = 0, sum(len(part.at) for part in parts)
 
@@ -138,6 +141,16 @@ def certify(
                 on_wrong(part.span)
             part.write(journal)
         done += n
+
+
+def _unjudged(journal: Journal, chunk: tuple[int, int]) -> bool:
+    """Whether the journal holds wrong inputs of rows of a chunk that it still calls robust: the
+    run ended before they were judged."""
+    met = journal.find(met_by_proofs(name := f"{chunk[0]:09d}"))
+    if met is None:
+        return False
+    status = np.array(STATUSES)[journal.read(f"{name}-done")[0]["status"]]
+    return bool((status[met[0]["at"]] == "robust").any())
 
 
 class _Chunk:
@@ -182,9 +195,12 @@ class _Chunk:
         journal.write(_place(self.span[0]), {"at": at, "radius": self.radius[at]}, said)
 
     def write_wrong(self, journal: Journal) -> None:
-        at = np.array(sorted(self.wrong), dtype=np.int64)
-        x = torch.stack([self.wrong[i] for i in at.tolist()]).cpu().numpy()
-        journal.write(met_by_proofs(f"{self.span[0]:09d}"), {"at": at, "x": x})
+        place, wrong = met_by_proofs(f"{self.span[0]:09d}"), dict[int, np.ndarray]()
+        if (before := journal.find(place)) is not None:
+            wrong = dict(zip(before[0]["at"].tolist(), before[0]["x"], strict=True))
+        wrong |= {i: x.cpu().numpy() for i, x in self.wrong.items()}
+        at = np.array(sorted(wrong), dtype=np.int64)
+        journal.write(place, {"at": at, "x": np.stack([wrong[i] for i in at.tolist()])})
 
     def prove(self, source: Source, seconds: float, on_share: Callable[[str, float], None]) -> None:
         """Prove what can be proved: at the threat's eps, at smaller ones of what is not proved
@@ -212,7 +228,7 @@ class _Chunk:
             self._climb(at, eps, end, partial(_scaled, on_share, number, len(at), stages))
         if info.radius:
             self._widen(end, partial(_scaled, on_share, len(sizes), len(self.at), stages))
-        self.finished = seconds >= usual or time.monotonic() < end
+        self.finished = not len(self.at) or seconds >= usual or time.monotonic() < end
         self._try_broken(end)
 
     def _threat(self, at: np.ndarray, eps: Any) -> Threat:

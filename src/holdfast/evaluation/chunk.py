@@ -224,6 +224,7 @@ class ChunkState:
 
     def take(self, rows: Tensor, x: Tensor, settings: SearchSettings) -> None:
         """Take in wrong inputs of rows that no trial found."""
+        x = x.to(self.best.dtype)
         shown = settings.target.batcher.place(self.batch[rows].with_x(x))
         scores = settings.target.scores(shown).cpu()
         margin = settings.target.task.margin(scores, self.y[rows]).double()

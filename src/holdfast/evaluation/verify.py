@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -305,14 +306,23 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
             )
 
 
-def differences(name: str, said: Any, found: Any, source: str = "the samples") -> Iterator[str]:
-    """Where run.json says otherwise than what was computed anew from its source."""
+def differences(
+    name: str, said: Any, found: Any, source: str = "the samples", close: float = 0.0
+) -> Iterator[str]:
+    """Where run.json says otherwise than what was computed anew from its source.
+
+    Args:
+        close: the relative difference up to which two numbers are the same.
+    """
     if isinstance(said, dict) and isinstance(found, dict):
         for key in sorted(said.keys() | found.keys(), key=str):
-            yield from differences(f"{name}.{key}", said.get(key), found.get(key), source)
+            yield from differences(f"{name}.{key}", said.get(key), found.get(key), source, close)
     elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
         for i, (a, b) in enumerate(zip(said, found, strict=True)):
-            yield from differences(f"{name}[{i}]", a, b, source)
+            yield from differences(f"{name}[{i}]", a, b, source, close)
+    elif close and isinstance(said, float) and isinstance(found, float):
+        if not math.isclose(said, found, rel_tol=close, abs_tol=close):
+            yield f"{name}: run.json says {said}, but {source} give {found}."
     elif said != found:
         yield f"{name}: run.json says {said}, but {source} give {found}."
 

@@ -136,21 +136,21 @@ def _triggers(audit: BackdoorAudit) -> RenderableType:
 
 
 def _attacks(audit: MembershipAudit) -> RenderableType:
-    rates = [f"TPR at {words.percent(rate.fpr)} FPR" for rate in audit.result.attacks[0].rates]
-    table = columns("attack", "AUC", *rates)
+    rates = [f"TPR at {rate.fpr:.2%}" for rate in audit.result.attacks[0].rates]
+    table = columns("attack", "AUC", *rates, no_wrap=True)
     for attack in audit.result.attacks:
         figures = [
-            f"needs {rate.needed:,} non-members"
+            f"needs {rate.needed:,} others"
             if rate.true_positives is None
             else f"{words.percent(rate.true_positives.value)} [{words.span(rate.true_positives)}]"
             for rate in attack.rates
         ]
-        table.add_row(ATTACKS[attack.name], str(attack.auc), *figures)
+        table.add_row(attack.name, str(attack.auc), *figures)
     return table
 
 
 def _substitutes(audit: ExtractionAudit) -> RenderableType:
-    table = columns("queries", "agreement", "accuracy", "rows turned by its examples")
+    table = columns("queries", "agreement", "accuracy", "rows it turns", no_wrap=True)
     for copy in audit.result.substitutes:
         shares = (copy.agreement, copy.accuracy, copy.transfer)
         table.add_row(
@@ -160,7 +160,7 @@ def _substitutes(audit: ExtractionAudit) -> RenderableType:
 
 
 def _labels(audit: DataAudit) -> RenderableType:
-    table = columns("label", "rows", "gap", "distance", "of the rest", "planted")
+    table = columns("label", "rows", "gap", "distance", "of the rest", "planted", no_wrap=True)
     name = _naming(audit)
     for one in audit.result.labels:
         figures = [words.number(v) for v in (one.rows, one.gap, one.apart, one.rest_apart)]

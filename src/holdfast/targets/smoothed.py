@@ -267,7 +267,7 @@ class Smoothed(Around):
     def votes(self, x: Rows) -> tuple[Tensor, Tensor]:
         """The class that the first votes choose (negative: none got any), and how many of the draws
         it gets: [n], [n] int64."""
-        batch = Batch.of(x)
+        batch = self._asked(x)
         found = list[tuple[int, int]]()
         for i, name in enumerate(self._names(batch.x)):
             if name not in self.known:
@@ -279,12 +279,17 @@ class Smoothed(Around):
     def remember(self, x: Tensor, voted: Tensor, votes: Tensor) -> None:
         """What was counted for inputs before, so that it is not counted again."""
         pairs = zip(voted.tolist(), votes.tolist(), strict=True)
-        self.known |= dict(zip(self._names(x), pairs, strict=True))
+        self.known |= dict(zip(self._names(self._asked(x).x), pairs, strict=True))
 
     def chosen(self, x: Rows) -> Tensor:
         """The class that the first votes choose, asked for now: [n] int64."""
-        batch = Batch.of(x)
+        batch = self._asked(x)
         return torch.tensor([self._first(batch[i : i + 1]) for i in range(len(batch))])
+
+    def _asked(self, x: Rows) -> Batch:
+        """Rows as a judge has them: in the numbers that the model takes."""
+        batch = Batch.of(x)
+        return batch.to(batch.x.device, self.inner.batcher.dtype)
 
     def _names(self, x: Tensor) -> list[bytes]:
         """A hash of the point of the lattice of each input."""
