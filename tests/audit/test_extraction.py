@@ -44,6 +44,12 @@ def test_verify_computes_it_again(audited: Path, tmp_path: Path) -> None:
     assert any("measured" in said for said in verify(tmp_path))
 
 
+def test_an_example_beyond_the_threat_turns_nothing() -> None:
+    options: dict[str, Any] = {"queries": (100,), "rows": 60, "epochs": 2, "attack": "deepfool"}
+    found, _ = audit_extraction(load("demo"), "digits", "linf(0.001)", **options)
+    assert float(found.result.substitutes[0].transfer) < 0.1
+
+
 def test_not_one_query_more_than_the_budget() -> None:
     meter = Metered(load("demo"), 10)
     x = torch.zeros(6, 1, 8, 8)

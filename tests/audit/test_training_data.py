@@ -11,6 +11,7 @@ import torch
 from helpers.commands import holdfast
 from safetensors.torch import save_file
 
+from holdfast.audit.membership import audit_membership
 from holdfast.audit.training_data import audit_data
 from holdfast.audit.verify import verify
 from holdfast.data import open_data
@@ -104,3 +105,46 @@ def test_what_does_not_fit_is_refused(victim: torch.nn.Module) -> None:
         audit_data(wrap(victim), open_data("digits"), poison="badnet()")
     with pytest.raises(InputError, match="leads to class 11"):
         audit_data(wrap(victim), open_data("digits"), poison="badnets(target=11)")
+
+
+class Odd(torch.nn.Module):
+    """Scores and what comes before its last layer are NaN for rows with a bright corner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return self.last(torch.where(x[:, :1] > 0.7, torch.nan, x))
+
+
+def test_rows_without_finite_numbers_are_refused_by_name() -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.random((80, 1, 8, 8), np.float32) * 0.6, np.arange(80) % 10
+    audit_data(wrap(Odd()), (x, y))
+    x[71, 0, 0, 0] = 0.9
+    with pytest.raises(InputError, match="row 71 of arrays"):
+        audit_data(wrap(Odd()), (x, y))
+    with pytest.raises(InputError, match="row 31 of arrays with scores that are no finite"):
+        audit_membership(wrap(Odd()), (x[:40], y[:40]), (x[40:], y[40:]))
+
+
+def test_too_few_rows_are_refused(victim: torch.nn.Module) -> None:
+    x, y = open_data("digits").rows(0, 10)
+    with pytest.raises(InputError, match="has 10 rows, but rows are compared"):
+        audit_data(wrap(victim), (x, y))
+
+
+def test_an_audit_that_is_interrupted_leaves_nothing(
+    victim: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audits, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            audit_data(wrap(victim), open_data("digits"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    audit_data(wrap(victim), open_data("digits"), out=tmp_path / "run")

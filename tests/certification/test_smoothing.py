@@ -374,7 +374,7 @@ def test_data_in_float64_are_proved_from_what_the_model_takes() -> None:
         ({"smooth": 0.0}, "above 0"),
         ({"smooth": "gaussian(0.25, draws=9)"}, "abstains always"),
         ({"smooth": "gaussian(0.25, draws=9)"}, "at least 10 draws"),
-        ({"smooth": "gaussian(0.25, alpha=2)"}, "below 1"),
+        ({"smooth": "gaussian(0.25, alpha=0.2)"}, "at most 0.1"),
         ({"smooth": "laplace(0.25)"}, "unknown smoothing"),
         ({"smooth": "uniform(0.25)"}, "l1, which uniform noise proves"),
         ({"smooth": "gaussian(0.025)"}, "l2(0.1): where all 10,000 draws agree"),

@@ -16,6 +16,7 @@ from holdfast.attacks import parse, run
 from holdfast.attacks.result import SearchResult
 from holdfast.audit.prepare import audit_folder, chosen, opened
 from holdfast.errors import InputError
+from holdfast.evaluation import judge
 from holdfast.evaluation.facts import Names
 from holdfast.intervals import Interval, exact_interval
 from holdfast.runs import audits, store
@@ -119,13 +120,19 @@ def audit_extraction(
         theirs = _read(target, source, order[measured:][: max(queries)])[0]
         label = target.batcher.in_parts(target.labels, x)
         at = (label == y).nonzero()[:, 0]
+        if not len(at):
+            raise InputError(
+                f"the model has none of the {len(x):,} rows of {source.name} right that it is "
+                "measured on, so that no example could turn one; are the labels those of this "
+                "model?"
+            )
         noise = run(parse(NOISE), target, x[at], y[at], asked, seed=seed)
         evidence = {
             "queries": np.array(sorted(set(queries))),
             "row": order[:measured].numpy(),
             "truth": y.cpu().numpy(),
             "model": label.cpu().numpy(),
-            "noise": _answers(target, noise, at, label),
+            "noise": _answers(target, asked, x, noise, at, label),
         }
         tried = len(x) + int(noise.queries.sum()) + len(at)
         answered, transferred = list[np.ndarray](), list[np.ndarray]()
@@ -135,7 +142,7 @@ def audit_extraction(
             twin = distil(meter, theirs, queries=budget, epochs=epochs, seed=seed)
             answered.append(twin.batcher.in_parts(twin.labels, x).cpu().numpy())
             made = run(maker, twin, x[at], twin.labels(x[at]), asked, seed=seed)
-            transferred.append(_answers(target, made, at, label))
+            transferred.append(_answers(target, asked, x, made, at, label))
             tried += len(at)
         evidence |= {"copy": np.stack(answered), "transferred": np.stack(transferred)}
         store.write_tensors(folder / EVIDENCE, evidence)
@@ -162,11 +169,16 @@ def _read(target: Target, source: Any, at: Tensor) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(labels).to(x.device)
 
 
-def _answers(target: Target, found: SearchResult, at: Tensor, label: Tensor) -> np.ndarray:
-    """The model's answers on what an attack found for the rows `at`; -1 for all other rows [n]."""
+def _answers(
+    target: Target, threat: Threat, x: Tensor, found: SearchResult, at: Tensor, label: Tensor
+) -> np.ndarray:
+    """The model's answers on what an attack found for the rows `at`; that on the row itself where
+    what was found is not within the threat; -1 for all other rows [n]."""
     answers = torch.full_like(label, -1)
     if len(at):
-        answers[at] = target.batcher.in_parts(target.labels, found.best)
+        within = judge.within(target, threat, x[at], found.best)[0].to(label.device)
+        asked = target.batcher.in_parts(target.labels, found.best)
+        answers[at] = torch.where(within, asked, label[at])
     return answers.cpu().numpy()
 
 

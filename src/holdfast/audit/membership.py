@@ -204,6 +204,11 @@ def _signals(target: Target, source: Source) -> dict[str, np.ndarray]:
         batch, labels = read(source, start, min(start + stride, len(source)))
         z = target.batcher.in_parts(target.scores, target.batcher.place(batch.x))
         z, y = z[:, : target.task.k].double().cpu(), torch.from_numpy(labels.astype(np.int64))
+        if len(odd := (~z.isfinite()).any(1).nonzero()[:, 0]):
+            raise InputError(
+                f"a model answers row {start + int(odd[0])} of {source.name} with scores that are "
+                "no finite numbers, which say nothing of membership."
+            )
         own = z.gather(1, y[:, None])
         others = z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
         parts["log"].append(z.log_softmax(1).gather(1, y[:, None])[:, 0].numpy())

@@ -17,6 +17,7 @@ from torch import Tensor
 from holdfast.arguments import checked
 from holdfast.audit.groups import (
     AMONG,
+    FEWEST,
     LEAST_GAP,
     MOST_RESEMBLANCE,
     features,
@@ -86,10 +87,20 @@ def audit_data(
         source = poisoned(target, source, poison, seed)
         changed = source.changed
     at = chosen(len(source), rows, seed).sort().values.numpy()
+    if len(at) < 2 * FEWEST:
+        raise InputError(
+            f"{source.name} has {len(at)} rows, but rows are compared with others of their label "
+            f"and of other labels; give at least {2 * FEWEST}."
+        )
     x, y = _rows(source, at)
     with audit_folder(out) as folder, sealed(seed):
         say(f"asking the model about {len(x):,} rows")
         parts = [features(target, part) for part in torch.from_numpy(x).split(AT_ONCE)]
+        if len(odd := (~torch.cat(parts).isfinite()).any(1).nonzero()[:, 0]):
+            raise InputError(
+                f"what the model makes of row {at[int(odd[0])]} of {source.name} before its last "
+                "layer is no finite number, so its rows cannot be compared."
+            )
         say("looking for groups and neighbours")
         found = _evidence(torch.cat(parts).numpy(), x, y, target.task.k, seed)
         width = target.bounds.high - target.bounds.low

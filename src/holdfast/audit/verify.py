@@ -37,6 +37,11 @@ def verify(folder: Path, model: Any = None, data: Any = None) -> list[str]:
         InputError: the folder holds no audit that can be read at all.
     """
     audit, whole = audits.opened(folder)
+    if model is not None and audit.audit != "backdoor":
+        raise InputError(
+            f"an audit of {audit.audit} is verified by its evidence alone; leave out MODEL and "
+            "DATA."
+        )
     wrong: list[str] = []
     if not whole:
         wrong.append("run.json: it was changed after the audit (its digest differs).")
@@ -83,11 +88,6 @@ KINDS = {
 
 
 def _tried_again(folder: Path, audit: AnyAudit, model: Any, data: Any) -> Iterator[str]:
-    if audit.audit != "backdoor":
-        raise InputError(
-            f"an audit of {audit.audit} is verified by its evidence alone; leave out MODEL and "
-            "DATA."
-        )
     audited = opened(model, {"rows": data}, Access.GRADIENTS)
     target, source = audited.target, audited.sources["rows"]
     if target.fingerprint() != audit.model.fingerprint:
@@ -97,11 +97,23 @@ def _tried_again(folder: Path, audit: AnyAudit, model: Any, data: Any) -> Iterat
         return
     evidence = store.read_tensors(folder / backdoor.EVIDENCE)
     held = [int(i) for i in evidence["held"]]
+    mask, pattern = (torch.from_numpy(evidence[name]) for name in ("mask", "pattern"))
+    n, shape = len(evidence["aims"]), target.shape
+    if (
+        not n
+        or len(set(held)) < len(held)
+        or evidence["turned"].shape != (n, len(held))
+        or tuple(pattern.shape) != (n, *(shape or ()))
+        or len(mask) != n
+        or mask.ndim != pattern.ndim
+        or any(a not in (1, b) for a, b in zip(mask.shape, pattern.shape, strict=True))
+    ):
+        yield "triggers: their evidence is not that of triggers tried on rows of this model."
+        return
     if not 0 <= min(held) <= max(held) < len(source):
         yield f"data: they have {len(source)} rows, but the audit tried row {max(held)}."
         return
     x = target.batcher.place(torch.cat([read(source, i, i + 1)[0].x for i in held]))
-    mask, pattern = (torch.from_numpy(evidence[name]) for name in ("mask", "pattern"))
     found = Triggers(mask, pattern, mask.flatten(1).sum(1))
     with sealed(audit.seed):
         for i, (aim, said) in enumerate(zip(evidence["aims"], evidence["turned"], strict=True)):

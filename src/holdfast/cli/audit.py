@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from holdfast.runs.audits import AnyAudit
 
 
+MOST_QUERIES = 10**9
+
+
 def backdoor(
     model: options.Model,
     data: options.Data,
@@ -96,7 +99,7 @@ def membership(
 
     inside = options.open_source(members, "train", **rows)
     outside = options.open_source(non_members, "test", **rows)
-    with writing.resumable(folder) as here:
+    with writing.resumable(folder, kept=False) as here:
         audit, _ = audit_membership(
             options.open_target(model, inside, **how),
             inside,
@@ -141,8 +144,11 @@ def extraction(
     from holdfast.audit.extraction import audit_extraction
 
     budgets = texts.numbers(queries, "--queries")
-    if odd := [number for number in budgets if number != int(number)]:
-        raise InputError(f"--queries holds {odd[0]:g}, but a budget is a whole number of queries.")
+    if odd := [n for n in budgets if not (0 < n <= MOST_QUERIES and n == int(n))]:
+        raise InputError(
+            f"--queries holds {odd[0]:g}, but a budget is a whole number of queries, "
+            f"at most {MOST_QUERIES:,}."
+        )
     asked = {
         "threat": threat,
         "queries": [int(number) for number in budgets],
@@ -219,7 +225,7 @@ def _run(
     """
     folder = options.audit_folder_of(model, kind, **where)
     source = options.open_source(data, split, **rows)
-    with writing.resumable(folder) as here:
+    with writing.resumable(folder, kept=False) as here:
         found, _ = audit(
             options.open_target(model, source, **how),
             source,

@@ -91,18 +91,17 @@ def command_line() -> str:
 
 
 @contextmanager
-def resumable(folder: Path | str) -> Iterator[Path]:
-    """Work on a run folder, or on a copy of one at a URL, which goes on where it was
-    interrupted."""
+def resumable(folder: Path | str, *, kept: bool = True) -> Iterator[Path]:
+    """Work on a run folder, or on a copy of one at a URL, which goes on where it was interrupted;
+    where nothing is kept, it begins anew."""
     from holdfast.runs.remote import mirrored
 
     try:
         with mirrored(folder) as here:
             yield here
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; go on with the same command and --out {folder} --resume.", err=True
-        )
+        how = f"go on with the same command and --out {folder} --resume."
+        typer.echo(f"interrupted; {how if kept else 'nothing was kept.'}", err=True)
         raise typer.Exit(130) from None
 
 

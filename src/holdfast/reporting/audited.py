@@ -165,6 +165,8 @@ def _labels(audit: DataAudit) -> RenderableType:
     for one in audit.result.labels:
         figures = [words.number(v) for v in (one.rows, one.gap, one.apart, one.rest_apart)]
         share = words.percent(one.share) if one.flagged else "none found"
+        if one.gap is None:
+            share = "too few rows"
         table.add_row(words.printable(name(one.label)), *figures, share)
     r = audit.result
     said = Text(

@@ -150,7 +150,9 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
     before = set(folder.rglob("*"))
     try:
         yield
-    except Exception:
+    except BaseException as error:
+        if resumable and not isinstance(error, Exception):
+            raise  # an interrupt: what is finished serves a later try
         new = set(folder.rglob("*")) - before
         files = {path for path in new if not path.is_dir()}
         if not resumable or all(path.name in NOTES or path.suffix == ".part" for path in files):

@@ -44,7 +44,7 @@ class Smoothing(spec.Options, ABC):
     sigma: float
     draws: int = option(10_000, "votes that are counted", at_least=1, at_most=MOST)
     first: int = option(100, "votes before, which choose the class", at_least=1, at_most=MOST)
-    alpha: float = option(0.001, "chance, a row, of a radius too large", above=0, below=1)
+    alpha: float = option(0.001, "chance, a row, of a radius too large", above=0, at_most=0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
