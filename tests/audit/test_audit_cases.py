@@ -174,7 +174,7 @@ def test_what_is_fitted_too_closely_gives_its_rows_away(cases: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_copy_of_lenet_makes_examples_that_transfer(cases: Path, tmp_path: Path) -> None:
-    """79.7 %; Papernot et al. 2017 (arXiv:1602.02697) had 84 % by as many queries, on another
+    """79.2 %; Papernot et al. 2017 (arXiv:1602.02697) had 84 % by as many queries, on another
     network."""
     model = case(cases, "torch_advertorch_lenet5").load("cln")
     audit, _ = audit_extraction(
