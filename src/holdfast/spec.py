@@ -37,6 +37,7 @@ _EXAMPLES = {  # of each kind, for a message about a text that is no call
     "regularizer": "gradalign(weight=0.2)",
     "augmentation": "flip()",
     "poison": "badnets(share=0.1)",
+    "smoothing": "gaussian(0.25)",
     "model": "gan(steps=2000)",
 }
 

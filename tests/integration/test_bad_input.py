@@ -386,3 +386,9 @@ def test_effort_that_cannot_be_spent_is_refused_before_any_pass() -> None:
     names(text, "autoattack")
     text = refused("evaluate", "demo", "digits", "--threat", "l2(1)", "--attack", "ddn(restarts=3)")
     names(text, "ddn", "restart")
+
+
+def test_a_folder_without_a_run_is_named_before_its_model_is_asked_for(tmp_path: Path) -> None:
+    done = holdfast("verify", str(tmp_path / "none"))
+    assert done.exit_code == 2
+    assert "holds no run" in done.stderr

@@ -46,6 +46,7 @@ def verify(
     if is_audit(folder):
         return _verify_audit(folder, run, model, data, how, rows)
     if model is None or data is None:
+        open_manifest(folder)  # where there is no run at all, that is what to say
         raise InputError(f"{run} is a run; to verify it takes the MODEL and the DATA, too.")
     (manifest, _), limits = open_manifest(folder), read_limits(folder)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
