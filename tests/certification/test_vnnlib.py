@@ -299,6 +299,12 @@ def test_a_model_that_it_does_not_fit_is_refused(model: nn.Module, said: str) ->
     names(str(error.value).lower(), said)
 
 
+def test_a_box_beyond_float32_is_refused() -> None:
+    box = "".join(f"(assert (>= X_{i} -1e300))(assert (<= X_{i} 1e300))" for i in range(2))
+    with pytest.raises(InputError, match="beyond those of float32"):
+        decide(Absolute(), vnnlib.parse(DECLARED + box + "(assert (<= Y_0 -1.001))"))
+
+
 def one_output_of_the_demo(folder: Path, most: float) -> Path:
     """Whether the first score of the demo model is at most so much on a black image."""
     a, zero = np.eye(10)[:1], np.zeros(64)

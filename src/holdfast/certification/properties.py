@@ -31,7 +31,7 @@ from holdfast.targets import loading, wrap
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.module import frozen
 from holdfast.targets.registry import adapted
-from holdfast.targets.target import Access, asking
+from holdfast.targets.target import FLOAT32, Access, asking
 from holdfast.threats.threat import Threat
 
 UNSAT, SAT, UNKNOWN = "unsat", "sat", "unknown"
@@ -192,6 +192,11 @@ class _Box:
 
     def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
         self.part = part
+        if max(np.abs(part.lo).max(), np.abs(part.hi).max()) > FLOAT32:
+            raise InputError(
+                "the property leaves an input to a number beyond those of float32, in which the "
+                f"model computes; expected bounds within {FLOAT32:.3g}."
+            )
         self.low, self.high = (
             torch.from_numpy(side.astype(np.float32)).view(shape) for side in (part.lo, part.hi)
         )
