@@ -149,6 +149,7 @@ def test_what_proofs_found_wrong_is_judged_where_the_run_ended_before(
     assert statuses(run).tolist() == statuses(whole).tolist()
 
 
+@pytest.mark.slow
 def test_what_an_earlier_try_found_wrong_stays_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
