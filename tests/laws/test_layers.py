@@ -34,7 +34,7 @@ LAYERS = """
     targets
     data
     threats tasks
-    arguments boxes decisions errors intervals losses memory norms quiet rng spec tensors \
+    arguments boxes decisions errors intervals losses memory norms pictures quiet rng spec tensors \
     usercode urls version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}

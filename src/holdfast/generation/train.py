@@ -29,7 +29,6 @@ from holdfast.generation.folder import (
     READER,
     WEIGHTS,
     Generator,
-    grid,
     knows_classes,
     load_reader,
     parse,
@@ -38,6 +37,7 @@ from holdfast.generation.folder import load as load_generator
 from holdfast.generation.model import Model
 from holdfast.generation.nets import Frame, Reader
 from holdfast.generation.quality import Quality
+from holdfast.pictures import grid
 from holdfast.rng import Keys
 from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
