@@ -20,7 +20,7 @@ from helpers.training import SMALL
 ASKED = ("models.py:means", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=3)")
 ASKED = (*ASKED, "--samples", "40")
 # Each worker of a cluster that finds a file `death*` takes it, and dies in the midst of its shard;
-# all are slow while there is a file `slow`. The 17th call is in the midst of the first shard.
+# all are slow while there is a file `slow`. The 26th call is in the midst of the first shard.
 DYING = """
 import os, time
 from pathlib import Path
@@ -31,9 +31,9 @@ def means():
     net = _means()
     def count(*_):
         _calls.append(1)
-        while len(_calls) >= 17 and (_here / "slow").exists():
+        while len(_calls) >= 26 and (_here / "slow").exists():
             time.sleep(0.1)
-        if len(_calls) == 17 and os.environ["TESTED_BY"] != str(os.getpid()):
+        if len(_calls) == 26 and os.environ["TESTED_BY"] != str(os.getpid()):
             for death in _here.glob("death*"):
                 try:
                     death.unlink()
