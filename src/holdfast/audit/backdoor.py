@@ -3,7 +3,6 @@ the others?"""
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from holdfast.arguments import checked
@@ -22,12 +20,14 @@ from holdfast.audit.prepare import Audited, audit_folder, check_class, chosen, o
 from holdfast.audit.triggers import Aim, Triggers, success
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.facts import Names
+from holdfast.evaluation.recheck import read_rows
 from holdfast.intervals import exact_interval
+from holdfast.pictures import grid
 from holdfast.runs import audits, store
 from holdfast.runs.audits import AuditVerdict, BackdoorAudit, BackdoorResult, Trigger
 from holdfast.runs.manifest import Costs
-from holdfast.targets.batch import read
 from holdfast.targets.target import Access, sealed
+from holdfast.threats.images import channels_first
 
 # What a flag takes. 3.5 is the limit of Iglewicz and Hoaglin (1993) for scores by the median
 # absolute deviation; a deviation of less than LEAST_SPREAD (in the logarithm) counts as that, so
@@ -35,6 +35,7 @@ from holdfast.targets.target import Access, sealed
 LEAST_INDEX, LEAST_SPREAD = 3.5, 0.1
 LEAST_SUCCESS, MOST_SHARE, MOST_OF_EXPECTED = 0.95, 0.1, 0.45
 EVIDENCE = "triggers.safetensors"
+HEIGHT = 96  # of the picture of a trigger, in pixels, about
 CLASSES = 5  # the fewest whose sizes can be compared
 ROWS = 2000  # drawn of the data; half to search on, half to try triggers on
 NEAREST = 100  # rows of a class whose distance from the others is taken
@@ -102,17 +103,18 @@ def audit_backdoor(
         evidence = search.evidence(suspect, pairs=pairs)
         store.write_tensors(folder / EVIDENCE, evidence)
         result = judged(evidence)
-        _write_pictures(folder, result, search)
-        audit = BackdoorAudit(
-            **audited.facts(names or Names(command="holdfast.audit"), seed),
+        _write_pictures(folder, search)
+        audit = audited.written(
+            BackdoorAudit,
+            folder,
+            names,
+            seed,
             settings={"rows": rows, "pairs": pairs, "suspect": suspect},
             result=result,
             verdict=verdict(result),
             costs=search.costs.model_copy(update={"seconds": time.monotonic() - started}),
-            files={},
         )
-        audits.write(folder, audit)
-    return audits.read_as(folder, BackdoorAudit), folder
+    return audit, folder
 
 
 class _Search:
@@ -122,7 +124,7 @@ class _Search:
         self.target, self.seed, self.say = audited.target, seed, say
         source = audited.sources["rows"]
         order = at.sort().values
-        x = torch.cat([read(source, int(i), int(i) + 1)[0].x for i in order])
+        x = read_rows(source, order.numpy())[0].x
         self.x = self.target.batcher.place(x)
         self.label = self.target.batcher.in_parts(self.target.labels, self.x)
         self.ids, self.costs = order, Costs(forwards=len(x))
@@ -382,11 +384,10 @@ def verdict(result: BackdoorResult) -> AuditVerdict:
     return AuditVerdict(found=True, reason=f"{text[0].upper()}{text[1:]}.")
 
 
-def _write_pictures(folder: Path, result: BackdoorResult, search: _Search) -> None:
+def _write_pictures(folder: Path, search: _Search) -> None:
     """Of images a picture of each trigger: it alone, its mask, a row without it and with it."""
-    target, shape = search.target, search.target.shape or ()
-    nhwc = target.inputs.layout == "nhwc"
-    if len(shape) != 3 or (shape[-1] if nhwc else shape[0]) not in (1, 3):
+    target = search.target
+    if len(target.shape or ()) not in (2, 3):
         return
     low, high = target.bounds.low, target.bounds.high
     for i, aim in enumerate(search.aims):
@@ -394,20 +395,7 @@ def _write_pictures(folder: Path, result: BackdoorResult, search: _Search) -> No
         own = search.x[search.held][aim.rows(search.label[search.held])][:1].float()
         middle = torch.full_like(pattern, (low + high) / 2)
         shown = [middle + mask * (pattern - middle), low + mask.expand_as(pattern) * (high - low)]
-        shown += [*own, *search.found.on(own, i)]
-        images = [(image.cpu().numpy() - low) / (high - low) for image in shown]
-        images = [image if nhwc else image.transpose(1, 2, 0) for image in images]
-        store.write_bytes(folder / audits.picture(aim.source, aim.target), _in_a_row(images))
-
-
-def _in_a_row(images: Sequence[np.ndarray]) -> bytes:
-    """Images [h, w, c] in [0, 1] side by side, as a PNG; small ones enlarged."""
-    times = max(1, 96 // images[0].shape[0])
-    pixels = [np.rint(255 * image.clip(0, 1)).astype(np.uint8) for image in images]
-    pixels = [p.repeat(times, 0).repeat(times, 1) for p in pixels]
-    sheet = np.concatenate(
-        [np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=128) for p in pixels], 1
-    )
-    file = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(file, "PNG")
-    return file.getvalue()
+        images = torch.stack([*shown, *own, *search.found.on(own, i)])
+        unit = 2 * (channels_first(images, target.inputs.layout) - low) / (high - low) - 1
+        picture = grid(unit.cpu().numpy(), len(unit), HEIGHT)
+        store.write_bytes(folder / audits.picture(aim.source, aim.target), picture)

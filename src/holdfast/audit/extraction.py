@@ -18,11 +18,12 @@ from holdfast.audit.prepare import audit_folder, chosen, opened
 from holdfast.errors import InputError
 from holdfast.evaluation import judge
 from holdfast.evaluation.facts import Names
+from holdfast.evaluation.recheck import read_rows
 from holdfast.intervals import Interval, exact_interval
-from holdfast.runs import audits, store
+from holdfast.runs import store
 from holdfast.runs.audits import AuditVerdict, ExtractionAudit, ExtractionResult, Substitute
 from holdfast.runs.manifest import Costs
-from holdfast.targets.batch import Rows, read
+from holdfast.targets.batch import Rows
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Around
@@ -147,26 +148,26 @@ def audit_extraction(
         evidence |= {"copy": np.stack(answered), "transferred": np.stack(transferred)}
         store.write_tensors(folder / EVIDENCE, evidence)
         result = judged(evidence)
-        audit = ExtractionAudit(
-            **audited.facts(names or Names(command="holdfast.audit"), seed),
+        audit = audited.written(
+            ExtractionAudit,
+            folder,
+            names,
+            seed,
             settings={"attack": attack, "threat": repr(asked), "epochs": epochs},
             result=result,
             verdict=verdict(result),
             costs=Costs(
                 queries=sum(set(queries)), forwards=tried, seconds=time.monotonic() - started
             ),
-            files={},
         )
-        audits.write(folder, audit)
-    return audits.read_as(folder, ExtractionAudit), folder
+    return audit, folder
 
 
 def _read(target: Target, source: Any, at: Tensor) -> tuple[Tensor, Tensor]:
     """These rows, where the model takes them, and their labels."""
-    parts = [read(source, int(i), int(i) + 1) for i in at]
-    labels = np.concatenate([y for _, y in parts]).astype(np.int64)
-    x = target.batcher.place(torch.cat([batch.x for batch, _ in parts]))
-    return x, torch.from_numpy(labels).to(x.device)
+    batch, labels = read_rows(source, at.numpy())
+    x = target.batcher.place(batch.x)
+    return x, torch.from_numpy(labels.astype(np.int64)).to(x.device)
 
 
 def _answers(

@@ -21,7 +21,7 @@ from holdfast.evaluation.facts import Names
 from holdfast.evaluation.prepare import with_columns
 from holdfast.intervals import Interval, exact_interval
 from holdfast.memory import rows_at_once
-from holdfast.runs import audits, store
+from holdfast.runs import store
 from holdfast.runs.audits import (
     AuditVerdict,
     MembershipAttack,
@@ -101,16 +101,17 @@ def audit_membership(
                 evidence[f"{role} {name}"] = np.stack([one[name] for one in signals])
         store.write_tensors(folder / EVIDENCE, evidence)
         result = judged(evidence)
-        audit = MembershipAudit(
-            **audited.facts(names or Names(command="holdfast.audit"), seed),
+        audit = audited.written(
+            MembershipAudit,
+            folder,
+            names,
+            seed,
             settings={"references": len(references), "slope": slope},
             result=result,
             verdict=verdict(result),
             costs=Costs(forwards=sum(sizes) * len(targets), seconds=time.monotonic() - started),
-            files={},
         )
-        audits.write(folder, audit)
-    return audits.read_as(folder, MembershipAudit), folder
+    return audit, folder
 
 
 def refuse_overlap(audited: Audited) -> None:

@@ -17,7 +17,8 @@ from holdfast.evaluation.facts import Names, provenance_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, with_columns
 from holdfast.rng import Keys
-from holdfast.runs.audits import AuditedData, AuditedModel
+from holdfast.runs import audits
+from holdfast.runs.audits import AuditedData, AuditedModel, Kind
 from holdfast.runs.journal import left_as_found, refuse_taken, run_folder
 from holdfast.targets import wrap
 from holdfast.targets.target import Access, Target, copied
@@ -30,8 +31,21 @@ class Audited:
     target: Target  # a copy
     sources: dict[str, Source]  # laid out as the model takes them, the labels numbered
 
-    def facts(self, names: Names, seed: int) -> dict[str, Any]:
-        """What run.json says of them."""
+    def written(
+        self, kind: type[Kind], folder: Path, names: Names | None, seed: int, **found: Any
+    ) -> Kind:
+        """The audit of this kind, whose run.json is written into a folder.
+
+        Args:
+            names: None: by a command in Python.
+            found: its settings, result, verdict and costs.
+        """
+        facts = self._facts(names or Names(command="holdfast.audit"), seed)
+        audits.write(folder, kind(**facts, **found, files={}))
+        return audits.read_as(folder, kind)
+
+    def _facts(self, names: Names, seed: int) -> dict[str, Any]:
+        """What run.json says of model and data."""
         target = self.target
         described = {**target.describe(), "layout": target.inputs.layout}
         fields = set(AuditedModel.model_fields) & described.keys()

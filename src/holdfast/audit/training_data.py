@@ -3,7 +3,6 @@ twice."""
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from holdfast.arguments import checked
 from holdfast.audit.groups import (
@@ -26,15 +23,16 @@ from holdfast.audit.groups import (
 )
 from holdfast.audit.labels import MOST_AGREEING, NEIGHBOURS, agreeing, twins
 from holdfast.audit.prepare import audit_folder, chosen, opened
-from holdfast.data.part import Part
 from holdfast.data.source import HELD, Source, sized
 from holdfast.errors import InputError
 from holdfast.evaluation.facts import Names
-from holdfast.intervals import exact_interval
-from holdfast.runs import audits, store
+from holdfast.evaluation.recheck import read_rows
+from holdfast.intervals import Interval, exact_interval
+from holdfast.pictures import grid
+from holdfast.runs import store
 from holdfast.runs.audits import AuditVerdict, DataAudit, DataResult, LabelGroups, Planted
 from holdfast.runs.manifest import Costs
-from holdfast.targets.target import Access, sealed
+from holdfast.targets.target import Access, Bounds, sealed
 from holdfast.threats.images import channels_first
 from holdfast.training.poison import poisoned
 
@@ -116,16 +114,17 @@ def audit_data(
                 own = y == label.label
                 shown = [x[own & (evidence["planted"] == side)] for side in (True, False)]
                 _picture(folder / label.picture, shown, target.bounds, target.inputs.layout)
-        audit = DataAudit(
-            **audited.facts(names or Names(command="holdfast.audit"), seed),
+        audit = audited.written(
+            DataAudit,
+            folder,
+            names,
+            seed,
             settings={"rows": rows, "poison": poison},
             result=result,
             verdict=verdict(result),
             costs=Costs(forwards=len(x), seconds=time.monotonic() - started),
-            files={},
         )
-        audits.write(folder, audit)
-    return audits.read_as(folder, DataAudit), folder
+    return audit, folder
 
 
 def _rows(source: Source, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +135,8 @@ def _rows(source: Source, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"{len(at):,} rows of {source.name} take {sized(len(at) * size)}, and an audit holds "
             f"{sized(HELD)} of them; give --samples {HELD // size}."
         )
-    part = Part(source, at, "looked at")
-    x, y = part.rows(0, len(part))
-    return x, y.astype(np.int64)
+    batch, y = read_rows(source, at)
+    return batch.x.numpy(), y.astype(np.int64)
 
 
 def _evidence(
@@ -235,7 +233,7 @@ def _highest(score: np.ndarray, y: np.ndarray, changed: np.ndarray) -> np.ndarra
     return taken
 
 
-def _share(holds: np.ndarray) -> Any:
+def _share(holds: np.ndarray) -> Interval:
     return exact_interval(int(holds.sum()), len(holds))
 
 
@@ -257,23 +255,10 @@ def verdict(result: DataResult) -> AuditVerdict:
     )
 
 
-def _picture(path: Path, groups: list[np.ndarray], bounds: Any, layout: str) -> None:
+def _picture(path: Path, groups: list[np.ndarray], bounds: Bounds, layout: str) -> None:
     """Rows of the group that looks planted, above rows of the other; nothing where inputs are no
     pictures."""
-    if groups[0].ndim not in (3, 4):
-        return
-    strips = []
-    for x in groups:
-        images = channels_first(torch.from_numpy(x[:SHOWN]), layout)
-        if images.shape[1] not in (1, 3):
-            return
-        blank = images.new_full((SHOWN - len(images), *images.shape[1:]), bounds.high)
-        strips.append(torch.cat([*torch.cat([images, blank])], 2))
-    whole: Tensor = (torch.cat(strips, 1) - bounds.low) / (bounds.high - bounds.low)
-    pixels = (whole.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    scale = max(1, 48 // max(1, image.height // 2))
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    held = io.BytesIO()
-    image.save(held, "png")
-    store.write_bytes(path, held.getvalue())
+    x = torch.from_numpy(np.concatenate([rows[:SHOWN] for rows in groups]))
+    if x.ndim in (3, 4) and len(x) == 2 * SHOWN:
+        images = 2 * (channels_first(x, layout) - bounds.low) / (bounds.high - bounds.low) - 1
+        store.write_bytes(path, grid(images.numpy(), SHOWN))

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from holdfast.audit import backdoor, extraction, membership, training_data
 from holdfast.audit.prepare import opened
 from holdfast.audit.triggers import Triggers
 from holdfast.errors import HoldfastError, InputError
+from holdfast.evaluation.recheck import read_rows
 from holdfast.evaluation.verify import differences
 from holdfast.runs import audits, store
 from holdfast.runs.audits import AnyAudit
-from holdfast.targets.batch import read
 from holdfast.targets.target import Access, sealed
 
 CLOSE = 1e-9  # what figures computed by another processor or library may differ by, relatively
@@ -113,7 +114,7 @@ def _tried_again(folder: Path, audit: AnyAudit, model: Any, data: Any) -> Iterat
     if not 0 <= min(held) <= max(held) < len(source):
         yield f"data: they have {len(source)} rows, but the audit tried row {max(held)}."
         return
-    x = target.batcher.place(torch.cat([read(source, i, i + 1)[0].x for i in held]))
+    x = target.batcher.place(read_rows(source, np.array(held))[0].x)
     found = Triggers(mask, pattern, mask.flatten(1).sum(1))
     with sealed(audit.seed):
         for i, (aim, said) in enumerate(zip(evidence["aims"], evidence["turned"], strict=True)):
