@@ -392,3 +392,16 @@ def test_a_folder_without_a_run_is_named_before_its_model_is_asked_for(tmp_path:
     done = holdfast("verify", str(tmp_path / "none"))
     assert done.exit_code == 2
     assert "holds no run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("train",), ("train", "--poison", "flips()"), ("harden", "--threat", "linf(0.1)")]
+)
+def test_one_row_is_too_few_to_train_on(command: tuple[str, ...], tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 1, 8, 8), np.float32), y=np.array([0]))
+    name, *options = command
+    out = tmp_path / ("net.safetensors" if name == "train" else "run")
+    done = holdfast(name, "demo", str(tmp_path / "one.npz"), *options, "--out", str(out))
+    assert done.exit_code == 2
+    names(done.stderr, "1 row, but some rows serve as")
+    assert not out.exists()

@@ -112,7 +112,15 @@ def _keys(seed: int, ids: np.ndarray) -> np.ndarray:
 
 def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:
     """What stays, and a random share of the rows (at least one, and no more than `most`) set
-    apart."""
+    apart.
+
+    Raises:
+        InputError: there is one row alone.
+    """
+    if len(whole) < 2:
+        raise InputError(
+            f"{whole.name} has 1 row, but some rows serve as {what} rows; give at least 2."
+        )
     count = max(1, min(most, round(share * len(whole))))
     order = np.random.default_rng(seed).permutation(len(whole))
     apart, rest = np.sort(order[:count]), np.sort(order[count:])

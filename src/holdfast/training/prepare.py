@@ -98,11 +98,6 @@ def training_of(
     workers.check(devices, target, objective, pickled=network.pickled)
     _check_precision(precision)
     rows, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
-    if not len(rows):
-        raise InputError(
-            f"{source.name} has {len(source)} row, but some rows train and others choose the "
-            "weights; give at least 2."
-        )
     return Training(
         target,
         rows,
