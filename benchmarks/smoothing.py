@@ -23,7 +23,7 @@ from holdfast.data.part import divide
 from holdfast.hardening import recipes
 from holdfast.runs import store
 from holdfast.targets import TorchTarget
-from holdfast.targets.smoothed import Gaussian
+from holdfast.targets.smoothing_noise import Gaussian
 from holdfast.training.loop import Training
 
 SIGMAS = [0.25, 0.5]

@@ -32,7 +32,8 @@ from holdfast.runs.run import Run
 from holdfast.targets import exact_noise
 from holdfast.targets.batch import Rows
 from holdfast.targets.exact_noise import WHOLE, Table
-from holdfast.targets.smoothed import Gaussian, Smoothed, Uniform
+from holdfast.targets.smoothed import Smoothed
+from holdfast.targets.smoothing_noise import Gaussian, Uniform
 from holdfast.targets.target import Access, Target
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Threat

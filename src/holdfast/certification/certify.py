@@ -18,7 +18,8 @@ from holdfast.evaluation.facts import Names
 from holdfast.evaluation.protocols import NONE
 from holdfast.runs.run import Run
 from holdfast.targets import wrap
-from holdfast.targets.smoothed import Smoothed, Smoothing, parse
+from holdfast.targets.smoothed import Smoothed
+from holdfast.targets.smoothing_noise import Smoothing, parse
 from holdfast.threats.threat import Threat
 
 
@@ -58,7 +59,7 @@ def certify(
         radius: as `Ladder`.
         smooth: certify the smoothed model in place of this one: `gaussian(0.25)` under l2,
             `uniform(0.25)` under l1, or the sigma alone; with the options `draws`, `first` and
-            `alpha`. See `holdfast.targets.smoothed`; any model will do.
+            `alpha`. See `holdfast.targets.smoothing_noise`; any model will do.
         resume: go on with an unfinished run in `out`.
         seed: of the noise of a smoothed model; else nothing is drawn.
         groups: a text or whole number for each row of the data, whose accuracies are told apart.

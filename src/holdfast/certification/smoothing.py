@@ -17,7 +17,8 @@ from holdfast.certification.alone import answers_alone
 from holdfast.errors import InputError
 from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
-from holdfast.targets.smoothed import KINDS, Smoothed, no_radius
+from holdfast.targets.smoothed import Smoothed
+from holdfast.targets.smoothing_noise import KINDS, no_radius
 from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved

@@ -547,7 +547,7 @@ def check_smooth(
         InputError: a limit of time, or an export of its graph.
         SpecError: the noise cannot be understood, or proves nothing under the threat.
     """
-    from holdfast.targets.smoothed import parse
+    from holdfast.targets.smoothing_noise import parse
 
     parse(smooth, threat)
     given = {

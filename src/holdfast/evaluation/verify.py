@@ -48,7 +48,8 @@ from holdfast.runs.migration import in_todays_words
 from holdfast.runs.run import Run, folder_of
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch
-from holdfast.targets.smoothed import KINDS, Smoothed
+from holdfast.targets.smoothed import Smoothed
+from holdfast.targets.smoothing_noise import KINDS
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial

@@ -15,7 +15,8 @@ from holdfast.data import Source
 from holdfast.evaluation.estimate import Forecast
 from holdfast.runs.journal import Journal
 from holdfast.targets.batch import read
-from holdfast.targets.smoothed import KINDS, Smoothed, Smoothing
+from holdfast.targets.smoothed import Smoothed
+from holdfast.targets.smoothing_noise import KINDS, Smoothing
 
 ROWS = 8  # whose votes are journaled together
 COLUMNS = ("voted_class", "votes")
