@@ -100,6 +100,7 @@ class MembershipAttack(Record):
 class MembershipResult(Record):
     members: int
     non_members: int
+    repeated: int = 0  # rows that occur again among them, and were left out
     references: int  # models of the same kind, to compare with
     member_accuracy: Interval
     non_member_accuracy: Interval
