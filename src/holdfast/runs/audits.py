@@ -113,6 +113,7 @@ class Substitute(Record):
     """A network trained on a model's answers, on rows that it was not trained on."""
 
     queries: int  # rows that the model was asked about for it
+    answers: str = ""  # what it was trained on: scores, labels, rounded(2)
     agreement: Interval  # how often both answer alike
     accuracy: Interval
     # of the rows that the model has right, those that examples made on the copy turn
