@@ -300,7 +300,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = (*one, "--reference", "demo", "--saw", "none")
     shown = holdfast(*asked, "--non-members", "digits", *more, "--out", "run").stdout
     assert "Do answers give away training rows?" in shown
-    assert "confirmed" in holdfast("verify", "run").stdout
+    said = holdfast("verify", "run").stdout
+    assert "confirmed" in said
+    assert "The model was not asked whether" in said
     Path("saw.txt").write_text("first\n")
     assert "place of a member" in refused(*asked, "--non-members", "digits", *more)
     own = (*asked, "--non-members", "digits", "--references", "2", "--epochs", "1")

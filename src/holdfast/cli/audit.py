@@ -160,6 +160,14 @@ def extraction(
         str,
         typer.Option(help="Budgets, each for a copy of its own: 1000,10000.", metavar="N,..."),
     ] = "1000,10000",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What the adversary sees: scores, labels, or "rounded(2)", to two decimals; '
+            "default what the model gives; repeatable.",
+            metavar="KIND",
+        ),
+    ] = None,
     attack: Annotated[
         str,
         typer.Option(help="What makes the adversarial examples on a copy.", metavar="ATTACK"),
@@ -189,6 +197,7 @@ def extraction(
     asked = {
         "threat": threat,
         "queries": [int(number) for number in budgets],
+        "answers": answers or (),
         "attack": attack,
         "rows": samples,
         "seed": seed,
