@@ -66,9 +66,27 @@ def adaptive(name: str, target: Target, x: Tensor, seed: int = 0) -> list[str]:
     return line
 
 
+def left(name: str, target: Target, rows: int, eps: float = 0.1) -> list[str]:
+    """Of clean rows, those that are right and stay so: without STRIP, with it against examples made
+    on the network alone, and against examples that come through it. A refusal counts as robust."""
+    x, y = mnist(10_000)
+    at = chosen(10_000, rows, seed=0)
+    alone, threat = wrap(loader("backdoor_badnets").load(name)), Threat.linf(eps)
+    x, y = x[at], y[at]
+    blind, knowing = (run(parse(ATTACK), one, x, y, threat).best for one in (alone, target))
+    right = answers(target, x) == y
+
+    def robust(one: Target, found: Tensor) -> Tensor:
+        said = answers(one, found)
+        return (said == y) | (said == REFUSED)
+
+    kept = (robust(target, blind) & right, robust(target, knowing) & right)
+    return [name, share(robust(alone, blind)), *map(share, kept)]
+
+
 def main() -> None:
-    asked = options(__doc__, rows=2000, attacked=100)
-    refused, attacked = list[list[str]](), list[list[str]]()
+    asked = options(__doc__, rows=2000, attacked=50)
+    refused, attacked, robust = list[list[str]](), list[list[str]](), list[list[str]]()
     for name in ("mnist_all_to_1", "mnist_4_to_7"):
         for count, rate in ((20, 0.01), (20, 0.05), (100, 0.01)):
             line, target, triggered = refusals(name, count, rate, asked.rows)
@@ -76,7 +94,8 @@ def main() -> None:
             print(*line, flush=True)
             if (count, rate) == (20, 0.01):
                 attacked.append(adaptive(name, target, triggered[: asked.attacked]))
-                print(*attacked[-1], flush=True)
+                robust.append(left(name, target, asked.attacked))
+                print(*attacked[-1], *robust[-1], flush=True)
     heads = ["network", "clean images", "rate", "clean refused", "triggered refused", "get through"]
     parts = [
         table(heads, refused),
@@ -85,6 +104,12 @@ def main() -> None:
         "With an adversary who knows of it (20 clean images, rate 1 %), the share of triggered "
         f"rows that get through as the target, by {ATTACK} within linf(eps):",
         table(["network", "rows", *(f"eps {eps:g}" for eps in SIZES)], attacked),
+    ]
+    heads = ["network", "without STRIP", "with it, blind", "with it, adaptive"]
+    parts += [
+        f"Clean rows that stay robust under linf(0.1), {asked.attacked} rows, {ATTACK}; blind: "
+        "examples made on the network alone.",
+        table(heads, robust),
     ]
     save("strip", "STRIP before networks with a backdoor", parts)
 

@@ -184,7 +184,6 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "The model answers its triggers as it says" in asked_again
     assert "Is there a backdoor?" in holdfast("report", "run").stdout
     assert "backdoor" in holdfast("list", "audits").stdout
-    assert "badnets(share=0.1" in holdfast("list", "poisons").stdout
     assert "classes 0 to 9" in refused("audit", "backdoor", *asked, "--suspect", "12")
     assert "holds an audit" in refused("compare", "run", "run")
     assert "no gates" in refused("report", "run", "--gate", "verdict==trusted")

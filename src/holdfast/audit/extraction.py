@@ -27,7 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.audits import AuditVerdict, ExtractionAudit, ExtractionResult, Substitute
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Rows
-from holdfast.targets.surrogate import distil
+from holdfast.targets.surrogate import distil, shallow_net
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Around
 from holdfast.threats.threat import Threat, as_threat
@@ -199,7 +199,8 @@ def audit_extraction(
         for budget, decimals in copies:
             say(f"copying with {budget:,} queries, answered by {_named(decimals)}")
             meter = Metered(answering(target, decimals), budget)
-            twin = distil(meter, theirs, queries=budget, epochs=epochs, seed=seed)
+            module = shallow_net(target, seed)
+            twin = distil(meter, theirs, queries=budget, module=module, epochs=epochs, seed=seed)
             answered.append(twin.batcher.in_parts(twin.labels, x).cpu().numpy())
             made = run(maker, twin, x[at], twin.labels(x[at]), asked, seed=seed)
             transferred.append(_answers(target, asked, x, made, at, label))
