@@ -11,7 +11,7 @@ from helpers.commands import holdfast, refused
 
 from holdfast.audit.extraction import Metered, answering, audit_extraction, decimals_of
 from holdfast.audit.verify import verify
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import AccessError, InputError, SpecError
 from holdfast.reporting.pages import report
 from holdfast.runs import audits
 from holdfast.targets import load
@@ -45,6 +45,15 @@ def test_rounded_answers_and_labels_alone_are_reported_with_scores(tmp_path: Pat
     assert "answered by" in audit.verdict.reason
     assert verify(folder) == []
     assert "rounded(1)" in report(folder).read_text()
+
+
+def test_a_model_that_gives_labels_alone_is_copied_by_them() -> None:
+    options: dict[str, Any] = {"queries": (40,), "rows": 40, "epochs": 1}
+    alone = answering(load("demo"), decimals_of("labels"))
+    audit, _ = audit_extraction(alone, "digits", "linf(0.2)", **options)
+    assert [one.answers for one in audit.result.substitutes] == ["labels"]
+    with pytest.raises(AccessError, match=r"rounded\(1\), but the model gives labels alone"):
+        audit_extraction(alone, "digits", "linf(0.2)", answers=["labels", "rounded(1)"], **options)
 
 
 def test_an_adversary_sees_no_more_than_it_is_given() -> None:

@@ -157,16 +157,15 @@ def audit_extraction(
     if not queries or min(queries) < 1:
         raise InputError(f"the budgets are {list(queries)}; give at least one of 1 query or more.")
     asked, maker = as_threat(threat), parse(attack)
-    seen = [decimals_of(one) for one in answers]
+    seen = {decimals_of(one) for one in answers}
     audited = opened(model, {"rows": data}, Access.LABELS)
     target, source = audited.target, audited.sources["rows"]
     if target.access < Access.SCORES and any(seen):
         raise AccessError(
-            f"answers are {answers[seen.index(max(seen))]}, but the model gives labels alone; "
-            "leave them out."
+            f"answers are {_named(max(seen))}, but the model gives labels alone; leave them out."
         )
-    seen = sorted(set(seen or [math.inf * (target.access >= Access.SCORES)]), reverse=True)
-    copies = list(product(sorted(set(queries)), seen))
+    given = FIXED["scores" if target.access >= Access.SCORES else "labels"]
+    copies = list(product(sorted(set(queries)), sorted(seen or {given}, reverse=True)))
     if len(source) < 2 * FEWEST:
         raise InputError(
             f"{source.name} has {len(source)} rows, but some are for the adversary and some to "

@@ -127,9 +127,7 @@ def audit_membership(
         }
         with sealed(seed):
             for role, one in zip(audited.sources, rows, strict=True):
-                signals = [_signals(target, one.source) for target in (audited.target, *own)]
-                for name in signals[0]:
-                    evidence[f"{role} {name}"] = np.stack([found[name] for found in signals])
+                evidence |= _answers(role, one.source, [audited.target, *own])
         store.write_tensors(folder / EVIDENCE, evidence)
         if to_train:
             keep(journal, count)
@@ -258,6 +256,12 @@ def _reference(model: Any, audited: Audited) -> Target:
             f"it is to have {audited.target.task.k}, and to give scores."
         )
     return target
+
+
+def _answers(role: str, source: Source, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    """The signals of each target on rows of this role, [1 + r, n] by their names."""
+    signals = [_signals(target, source) for target in targets]
+    return {f"{role} {name}": np.stack([one[name] for one in signals]) for name in signals[0]}
 
 
 def _signals(target: Target, source: Source) -> dict[str, np.ndarray]:
