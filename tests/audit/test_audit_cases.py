@@ -63,7 +63,7 @@ def test_strip_refuses_triggers_of_all_classes_until_the_adversary_knows_of_it(c
     held, triggered = rows[6000:6300], badnets.trigger(rows[6000:6300])
     assert float((target.labels(held) == REFUSED).float().mean()) < 0.05
     assert float((target.labels(triggered) == REFUSED).float().mean()) > 0.9
-    threat = replace(Threat.linf(0.2), goal=Targeted(1))
+    threat = replace(Threat.linf(0.3), goal=Targeted(1))
     found = run(parse("apgd(steps=30)"), target, triggered[:8], torch.full((8,), 2), threat)
     assert (target.labels(found.best) == 1).sum() >= 6
 

@@ -165,7 +165,7 @@ def audit_extraction(
             f"answers are {_named(max(seen))}, but the model gives labels alone; leave them out."
         )
     given = FIXED["scores" if target.access >= Access.SCORES else "labels"]
-    copies = list(product(sorted(set(queries)), sorted(seen or {given}, reverse=True)))
+    to_make = list(product(sorted(set(queries)), sorted(seen or {given}, reverse=True)))
     if len(source) < 2 * FEWEST:
         raise InputError(
             f"{source.name} has {len(source)} rows, but some are for the adversary and some to "
@@ -186,8 +186,8 @@ def audit_extraction(
             )
         noise = run(parse(NOISE), target, x[at], y[at], asked, seed=seed)
         evidence = {
-            "queries": np.array([budget for budget, _ in copies]),
-            "decimals": np.array([decimals for _, decimals in copies]),
+            "queries": np.array([budget for budget, _ in to_make]),
+            "decimals": np.array([decimals for _, decimals in to_make]),
             "row": order[:measured].numpy(),
             "truth": y.cpu().numpy(),
             "model": label.cpu().numpy(),
@@ -195,7 +195,7 @@ def audit_extraction(
         }
         tried = len(x) + int(noise.queries.sum()) + len(at)
         answered, transferred = list[np.ndarray](), list[np.ndarray]()
-        for budget, decimals in copies:
+        for budget, decimals in to_make:
             say(f"copying with {budget:,} queries, answered by {_named(decimals)}")
             meter = Metered(answering(target, decimals), budget)
             module = shallow_net(target, seed)
@@ -216,7 +216,7 @@ def audit_extraction(
             result=result,
             verdict=verdict(result),
             costs=Costs(
-                queries=sum(budget for budget, _ in copies),
+                queries=sum(budget for budget, _ in to_make),
                 forwards=tried,
                 seconds=time.monotonic() - started,
             ),
