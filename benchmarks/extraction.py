@@ -3,12 +3,12 @@
 6,400 queries on MNIST, FGSM within linf(0.3); measured are 1,000 test images that the adversary
 does not have. With further seeds other images are measured, and other ones asked about.
 
-    python benchmarks/extraction.py [--queries 6400] [--seeds 3]
+    python benchmarks/extraction.py [--queries 6400] [--seeds 3] [--workers 1]
 """
 
 from __future__ import annotations
 
-from common import case, mnist, options, save, table
+from common import case, mnist, options, save, spread, table
 
 from holdfast.audit.extraction import audit_extraction
 
@@ -16,29 +16,31 @@ KINDS = ("scores", "rounded(2)", "rounded(1)", "labels")
 THREAT = "linf(0.3)"
 
 
-def main() -> None:
-    asked = options(__doc__, queries=6400, seeds=3)
+def begin() -> None:
+    """Nothing to prepare."""
+
+
+def copied(seed: int, kind: str, queries: int) -> list[dict[str, str]]:
     model, (x, y) = case("torch_advertorch_lenet5", "cln"), mnist(10_000)
-    lines = list[list[str]]()
-    for seed in range(asked.seeds):
-        kinds = KINDS if seed == 0 else KINDS[:1]
-        audit, _ = audit_extraction(
-            model,
-            (x.numpy(), y.numpy()),
-            THREAT,
-            queries=(asked.queries,),
-            answers=kinds,
-            seed=seed,
-        )
-        for one in audit.result.substitutes:
-            shares = (one.agreement, one.accuracy, one.transfer, audit.result.noise)
-            lines.append([str(seed), one.answers, *map(str, shares)])
-            print(*lines[-1], flush=True)
-    heads = ["seed", "answers", "agreement", "accuracy", "rows turned", "by noise of that size"]
+    audit, _ = audit_extraction(
+        model, (x.numpy(), y.numpy()), THREAT, queries=(queries,), answers=(kind,), seed=seed
+    )
+    (one,) = audit.result.substitutes
+    line = {"seed": str(seed), "answers": kind, "agreement": str(one.agreement)}
+    line |= {"accuracy": str(one.accuracy), "rows turned": str(one.transfer)}
+    return [line | {"by noise of that size": str(audit.result.noise)}]
+
+
+def main() -> None:
+    how = options(__doc__, queries=6400, seeds=3, workers=1)
+    jobs = [(0, kind, how.queries) for kind in KINDS]
+    jobs += [(seed, KINDS[0], how.queries) for seed in range(1, how.seeds)]
+    lines = spread(copied, jobs, how.workers, begin)
     parts = [
-        f"{asked.queries:,} queries, FGSM within {THREAT}, 1,000 rows measured.",
-        table(heads, lines),
-        "The copy's network was chosen on test images that seed 0 neither asks about nor measures.",
+        f"{how.queries:,} queries, FGSM within {THREAT}, 1,000 rows measured.",
+        table(list(lines[0]), [list(line.values()) for line in lines]),
+        "The copy's network and its epochs were chosen on test images that seed 0 neither asks "
+        "about nor measures.",
     ]
     save("extraction", "Copies of LeNet `cln` by what the adversary sees", parts)
 

@@ -17,7 +17,7 @@ from holdfast.errors import InputError
 from holdfast.evaluation.verify import verify
 from holdfast.targets import Access, Target, load
 from holdfast.targets.batch import Batch, Rows
-from holdfast.targets.surrogate import distil
+from holdfast.targets.surrogate import Averaged, distil, shallow_nets
 from holdfast.targets.wrappers import Surrogate
 from holdfast.threats.threat import Threat
 
@@ -96,6 +96,20 @@ def test_one_seed_gives_one_surrogate_and_a_given_module_is_left_alone() -> None
         torch.equal(a, b) for a, b in zip(weights, module.state_dict().values(), strict=True)
     )
     assert float((own.labels(x) == target.labels(x)).double().mean()) > 0.8
+
+
+def test_members_of_a_mean_learn_each_for_itself(victim: Target) -> None:
+    x, _ = digits("train", 60)
+    both = shallow_nets(victim, 2, seed=0)
+    assert isinstance(both, Averaged)
+    alone = Averaged([both.members[1]])
+    nets = [distil(victim, x, queries=60, module=net, epochs=2).model for net in (both, alone)]  # pyright: ignore
+    for name, weight in nets[1].members[0].named_parameters():
+        assert torch.allclose(weight, nets[0].members[1].get_parameter(name), atol=1e-6), name
+    members = torch.stack([member(x) for member in nets[0].members])
+    assert torch.allclose(nets[0](x), members.mean(0))
+    assert (members[0] - members[1]).abs().max() > 0.1
+    assert shallow_nets(models.wrap(models.bent(), (16,)), 2, seed=0) is None
 
 
 def test_images_with_channels_last_and_refusals_are_learnt_from() -> None:

@@ -27,7 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.audits import AuditVerdict, ExtractionAudit, ExtractionResult, Substitute
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Rows
-from holdfast.targets.surrogate import distil, shallow_net
+from holdfast.targets.surrogate import distil, shallow_nets
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Around
 from holdfast.threats.threat import Threat, as_threat
@@ -35,6 +35,7 @@ from holdfast.threats.threat import Threat, as_threat
 EVIDENCE = "answers.safetensors"
 QUERIES = (1000, 10_000)
 NOISE = "sweep(steps=1)"  # a random perturbation of the largest size
+MEMBERS = 3  # networks of a copy
 MEASURED = 1000  # rows that copies are measured on
 FIXED = {"scores": math.inf, "labels": 0.0}  # decimals of the probabilities that are seen
 FEWEST = 20  # rows to measure on, and as many for the adversary
@@ -115,7 +116,7 @@ def audit_extraction(
     answers: Sequence[str] = (),
     attack: str = "fgsm",
     rows: int = MEASURED,
-    epochs: int = 20,
+    epochs: int = 10,
     seed: int = 0,
     out: Path | str | None = None,
     names: Names | None = None,
@@ -123,10 +124,10 @@ def audit_extraction(
 ) -> tuple[ExtractionAudit, Path]:
     """Copy a model by its answers, and measure what the copy is good for.
 
-    For each budget a network of ours is trained on the answers to so many queries, as
-    `targets.surrogate.distil` does, from weights of its own. On other rows: how often it agrees
-    with the model, how often it is right, and how often adversarial examples made on it alone turn
-    rows that the model has right, against random noise of the same size.
+    For each budget a network of ours, of images the mean of three, is trained on the answers to so
+    many queries, as `targets.surrogate.distil` does, from weights of its own. On other rows: how
+    often it agrees with the model, how often it is right, and how often adversarial examples made
+    on it alone turn rows that the model has right, against random noise of the same size.
 
     Args:
         model: what `holdfast.wrap` takes, an endpoint too; scores serve where it gives them.
@@ -198,7 +199,7 @@ def audit_extraction(
         for budget, decimals in to_make:
             say(f"copying with {budget:,} queries, answered by {_named(decimals)}")
             meter = Metered(answering(target, decimals), budget)
-            module = shallow_net(target, seed)
+            module = shallow_nets(target, MEMBERS, seed)
             twin = distil(meter, theirs, queries=budget, module=module, epochs=epochs, seed=seed)
             answered.append(twin.batcher.in_parts(twin.labels, x).cpu().numpy())
             made = run(maker, twin, x[at], twin.labels(x[at]), asked, seed=seed)

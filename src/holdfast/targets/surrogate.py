@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -115,8 +116,10 @@ def _learn(
             -(-len(answered) // batch_size)
         ):
             # Up to a constant the divergence from the target's softmax; for a label, the
-            # cross-entropy.
-            loss = F.cross_entropy(net(x[rows]), answers[rows])
+            # cross-entropy. Members of one network learn each for itself.
+            members = net.members if isinstance(net, Averaged) else [net]
+            losses = [F.cross_entropy(member(x[rows]), answers[rows]) for member in members]
+            loss = torch.stack(losses).sum()
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -153,16 +156,28 @@ class _Scaled(nn.Module):
         return f"{self.zero}, {self.reach}"
 
 
-def shallow_net(target: Target, seed: int) -> nn.Module | None:
-    """A network of two convolutions, each halved, and two linear layers, for the images of a bound
-    target; None where its inputs are none.
+class Averaged(nn.Module):
+    """The mean of the scores of networks that `distil` trains each for itself."""
 
-    For `distil`: FGSM's examples transfer from it as often as from the default, or more often.
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+def shallow_nets(target: Target, count: int, seed: int) -> nn.Module | None:
+    """So many networks for the images of a bound target as one, each of two convolutions, with a
+    pooling after each, and two linear layers; None where its inputs are none.
+
+    For `distil`: FGSM's examples transfer from their mean more often than from a single network.
     """
     if target.shape is None or len(target.shape) != 3:
         return None
     c, h, w = _turned(torch.empty(1, *target.shape), target).shape[1:]
-    with sealed(seed):
+
+    def net() -> nn.Module:
         return nn.Sequential(
             _Scaled(target.bounds.low, target.bounds.high),
             *(nn.Conv2d(c, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
@@ -170,6 +185,9 @@ def shallow_net(target: Target, seed: int) -> nn.Module | None:
             *(nn.Flatten(), nn.Linear(32 * -(-h // 4) * -(-w // 4), 128), nn.ReLU()),
             nn.Linear(128, target.task.k),
         )
+
+    with sealed(seed):
+        return Averaged([net() for _ in range(count)])
 
 
 def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
