@@ -124,6 +124,7 @@ def _verify_audit(
 ) -> int:
     from holdfast.audit.verify import verify as check
     from holdfast.reporting import audited
+    from holdfast.runs.audits import read
 
     if (model is None) != (data is None):
         raise InputError("to try an audit again takes both the MODEL and the DATA.")
@@ -139,9 +140,19 @@ def _verify_audit(
     if wrong:
         _refute(run, wrong)
         return 1
-    again = "" if model is None else ", and the model answers as it says"
-    typer.echo(f"{run} is confirmed: every figure follows from its evidence{again}.")
+    typer.echo(f"{run} is confirmed: every figure follows from its evidence.")
+    typer.echo(_asked_again(read(folder).audit, model))
     return 0
+
+
+def _asked_again(audit: str, model: str | None) -> str:
+    """What verify asked the model of an audit, and what it did not."""
+    if model is not None:
+        return "The model answers its triggers as it says; the search was not repeated."
+    how = "only the same audit again could show it"
+    if audit == "backdoor":
+        how = "give MODEL and DATA, and its triggers are tried again"
+    return f"The model was not asked whether the evidence is what it answers: {how}."
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
