@@ -123,6 +123,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("tests/attacks/test_deepfool.py", "rivals"): "the option of this name",
     ("tests/*", "glance"): "the option of a recipe",
     ("*", "looks_like"): "ordinary English",
+    ("*audit_plan.py", "*[Pp]lan*"): "the plan of an audit, by its option",
     ("tests/situations/test_older_wording.py", "*"): "what runs of before say",
     ("tests/situations/test_version1.py", "pace"): "what runs of before say",
     ("src/holdfast/generation/diffusion.py", "told"): "a name in the files of generators",

@@ -58,6 +58,7 @@ class Topic:
     name: str
     text: str
     asked: str = ""  # the property of `Covered` that says whether it was; empty: nothing asks it
+    why: str = "Holdfast has no test of it."  # of what nothing asks
 
 
 TOPICS = [
@@ -77,6 +78,7 @@ TOPICS = [
         "Other threats",
         "Other norms and sizes, rotations, patches, physical changes, attacks adapted to this "
         "defence by hand.",
+        why="Of these Holdfast asks what it is given as a threat.",
     ),
     Topic(
         "Corruptions",
@@ -98,7 +100,11 @@ TOPICS = [
     Topic("Extraction", "Theft of the model by its answers.", "extraction"),
     Topic("Availability", "Inputs that make the model slow or costly."),
     Topic("Supply chain", "Tampered software, packages and parts of other makers."),
-    Topic("Other inputs", "Text, sound and other kinds of input than those of the data."),
+    Topic(
+        "Other inputs",
+        "Text, sound and other kinds of input than those of the data.",
+        why="An audit is of one kind.",
+    ),
     Topic("Fairness, drift", "Harm to groups of people, and data that change after the test."),
 ]
 
