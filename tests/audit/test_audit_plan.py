@@ -217,9 +217,9 @@ def test_the_plan_to_start_from_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert (done.exit_code, done.stdout) == (0, "")
     names(done.stderr, "holdfast audit MODEL DATA --plan audit.yaml")
     file = tmp_path / "audit.yaml"
-    steps = list(command._steps(file, file.read_text()))
+    steps = list(command.steps_of(file, file.read_text()))
     assert [name for name, *_ in steps] == list(command.COMMANDS)
-    read = [command._read(file, *step, "demo", "digits", {"seed": 3}) for step in steps]
+    read = [command.read(file, *step, "demo", "digits", {"seed": 3}) for step in steps]
     assert all("--seed=3" in step.arguments for step in read)
     names(refused("audit", "plan", "audit.yaml"), "audit.yaml exists")
 

@@ -1,37 +1,22 @@
-"""holdfast audit MODEL DATA --plan FILE: all that a plan names, and one report.
-
-A step of the plan is a command with its options, read by the command line's own rules; it is
-checked by the command itself before any step is done, and leaves its evidence as that command does.
-"""
+"""The plan of an audit: a YAML file whose steps are commands with their options, read by the
+command line's own rules."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import io
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from holdfast.cli import audit, certify, evaluate, options, texts, writing
-from holdfast.cli.command import MISTAKES, Action, ending
+from holdfast.cli import audit, certify, evaluate, options
+from holdfast.cli.command import Action
 from holdfast.cli.workers import whole
 from holdfast.errors import InputError, SpecError, suggest
-from holdfast.runs import audit_plan as recorded
-from holdfast.runs import journal, store
-from holdfast.runs.audit_plan import AuditPlan, Step
-from holdfast.urls import named
 
-ALL = "all"
 COMMANDS: dict[str, Action] = {
     "evaluate": evaluate.evaluate,
     "certify": certify.certify,
@@ -51,14 +36,6 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 MISREAD: Any = typer.BadParameter.__bases__[0]
 
 
-class Group(TyperGroup):
-    """`audit MODEL DATA --plan FILE` is `audit all MODEL DATA --plan FILE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        by_plan = any(arg.partition("=")[0] == "--plan" for arg in args)
-        return super().parse_args(ctx, [ALL, *args] if by_plan and args[0] != ALL else args)
-
-
 @dataclass(frozen=True)
 class Asked:
     """A step, as the command line of its command."""
@@ -75,56 +52,7 @@ class Asked:
         return ["holdfast", *group, self.command, *self.arguments]
 
 
-def write_plan(
-    file: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
-) -> int:
-    """Write a plan to start from, for audit MODEL DATA --plan FILE: it says what each step asks,
-    and suits demo and digits."""
-    if texts.exists(file):
-        raise InputError(f"{file} exists; choose another name.")
-    content = resources.files("holdfast.cli").joinpath("audit.yaml").read_bytes()
-    store.write_bytes(file, content)
-    typer.echo(f"wrote {file}; next: holdfast audit MODEL DATA --plan {file}", err=True)
-    return 0
-
-
-def audit_all(
-    model: options.Model,
-    data: options.Data,
-    *,
-    file: Annotated[
-        Path,
-        typer.Option(
-            "--plan",
-            help="YAML: which of evaluate, certify, backdoor, data, membership and extraction to "
-            "do, each with its options (audit plan writes one).",
-            metavar="FILE",
-        ),
-    ],
-    how: options.ModelOptions,
-    rows: options.DataOptions,
-    where: options.RunOptions,
-    seed: options.Seed = 0,
-) -> int:
-    """Do all that a plan names, and write one report of it: verdict, what was not tested, schemes,
-    model card, sign-off."""
-    text = _text(file)
-    common = {**how, **rows, "seed": seed}
-    asked = [_read(file, *step, model, data, common) for step in _steps(file, text)]
-    for step in asked:
-        _check(file, step)
-    folder = options.folder_of(model, "audit", **where)
-    audit = _planned(model, data, how, rows, asked, text)
-    with writing.resumable(folder) as here:
-        begun = _begun(here, audit, resume=where["resume"])
-        with _part_of_another():
-            for number, step in enumerate(asked, 1):
-                typer.echo(f"{number} of {len(asked)}: {shlex.join(step.words[1:])}", err=True)
-                begun = _with_step(here, begun, step)
-        return _conclude(here)
-
-
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -135,7 +63,7 @@ def _text(file: Path) -> str:
         raise InputError(f"--plan {file} cannot be read as text: {error}.") from None
 
 
-def _steps(file: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def steps_of(file: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The name, the command and the options of each step of a plan."""
     from holdfast.data.files import read_yaml
 
@@ -164,14 +92,14 @@ def _steps(file: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]
 
 
 @functools.cache
-def _parser(command: str) -> Any:
+def parser_of(command: str) -> Any:
     """What reads the options of a command, and runs it."""
     alone = typer.Typer(add_completion=False)
     alone.command()(whole(command, COMMANDS[command]))
     return typer.main.get_command(alone)
 
 
-def _read(
+def read(
     file: Path,
     name: str,
     command: str,
@@ -190,7 +118,7 @@ def _read(
     """
     said = f"--plan {file}: step {name}"
     own = {str(key).replace("_", "-"): value for key, value in given.items()}
-    parser = _parser(command)
+    parser = parser_of(command)
     known = {p.opts[0].removeprefix("--"): p for p in parser.params if p.opts[0][:2] == "--"}
     if command == "data":
         data = _one(said, "data", own.pop("data", data))
@@ -250,198 +178,3 @@ def _truth(said: str, value: Any) -> bool:
     if str(value).lower() not in (*TRUE, *FALSE):
         raise SpecError(f"{said} is {str(value)[:40]!r}; it is true or false.")
     return str(value).lower() in TRUE
-
-
-@contextmanager
-def _checking() -> Iterator[None]:
-    """Within, a command ends where its work would begin."""
-    journal.checking = True
-    try:
-        with suppress(journal.Accepted):
-            yield
-    finally:
-        journal.checking = False
-
-
-@contextmanager
-def _part_of_another() -> Iterator[None]:
-    """Within, a command that is interrupted does not say how to go on."""
-    writing.within = True
-    try:
-        yield
-    finally:
-        writing.within = False
-
-
-def _check(file: Path, step: Asked) -> None:
-    """Raises SpecError: its command refuses it, before it does anything."""
-    context = _parser(step.command).make_context(step.command, list(step.arguments))
-    for option in ("workers", "ray", "gpus_per_worker"):
-        if option in context.params:
-            context.params[option] = None
-    with _checking():
-        refused = _refused(context)
-        if refused:
-            raise SpecError(f"--plan {file}: step {step.name}: {refused}")
-
-
-def _refused(context: Any) -> str:
-    """Run a command; why it is refused, or nothing."""
-    try:
-        with context, redirect_stdout(io.StringIO()):
-            context.command.invoke(context)
-    except KeyboardInterrupt:
-        raise
-    except MISTAKES as error:
-        return ending(error)[1].removeprefix("error: ")
-    return ""
-
-
-def _planned(
-    model: str,
-    data: str,
-    how: dict[str, Any],
-    rows: dict[str, Any],
-    asked: list[Asked],
-    text: str,
-) -> AuditPlan:
-    """What audit.json says before anything is done."""
-    from holdfast.data.files import printable
-    from holdfast.evaluation.facts import Names, provenance_of
-    from holdfast.evaluation.prepare import open_for, with_columns
-    from holdfast.targets.target import copied
-
-    source = options.open_source(data, **rows)
-    target = copied(options.open_target(model, source, **how))
-    source = open_for(target, source)
-    target = with_columns(target, source)
-    target.bind(source.shape)
-    steps = [
-        Step.model_validate(
-            {
-                "name": step.name,
-                "command": step.command,
-                "line": printable(shlex.join(step.words)),
-                "gates": step.given.get("gate") or [],
-                "data": [
-                    options.open_source(of, split, **_reading(step, rows)).fingerprint()
-                    for of, split in _read_by(step)
-                ],
-            }
-        )
-        for step in asked
-    ]
-    return AuditPlan(
-        model=printable(model),
-        fingerprint=target.fingerprint(),
-        data=printable(data),
-        plan=text,
-        steps=steps,
-        provenance=provenance_of(target, Names(command=writing.command_line())),
-    )
-
-
-def _read_by(step: Asked) -> list[tuple[str, str]]:
-    """The data that a step reads, and the split of each where no option says it."""
-    if step.command == "membership":
-        return [(step.given["members"], "train"), (step.given["non_members"], "test")]
-    return [(step.given["data"], {"data": "train"}.get(step.command, "test"))]
-
-
-def _reading(step: Asked, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """How a step reads its data."""
-    own = ("split", "label", "classes", "resize", "crop")
-    return {**rows, **{name: step.given[name] for name in own}}
-
-
-def _begun(here: Path, audit: AuditPlan, *, resume: bool) -> AuditPlan:
-    """The audit with what is done of it already.
-
-    Raises:
-        InputError: the folder holds something else, or what was asked for otherwise.
-    """
-    if not recorded.is_here(here):
-        journal.refuse_taken(here)
-        recorded.write(here, audit)
-        return audit
-    if not resume:
-        raise InputError(
-            f"{here} holds an audit; go on with it by --resume, or choose another --out."
-        )
-    earlier = recorded.read(here)
-    was, now = (
-        {step.name: step for step in one.steps if (here / step.name).exists()}
-        for one in (earlier, audit)
-    )
-    said = [
-        {"the model": one.fingerprint}
-        | {f"the step {name}": step.line for name, step in steps.items()}
-        | {f"the data of {name}": " ".join(step.data) for name, step in steps.items()}
-        for one, steps in ((earlier, was), (audit, now))
-    ]
-    journal.refuse_changes(here, *said)
-    kept = [
-        step.model_copy(update={"run": was[step.name].run}) if step.name in was else step
-        for step in audit.steps
-    ]
-    begun = audit.model_copy(update={"steps": kept, "provenance": earlier.provenance})
-    recorded.write(here, begun)
-    return begun
-
-
-def _with_step(here: Path, audit: AuditPlan, asked: Asked) -> AuditPlan:
-    """The audit once a step is done, or refused; one that is done is not done again."""
-    at = next(i for i, step in enumerate(audit.steps) if step.name == asked.name)
-    step, folder = audit.steps[at], here / asked.name
-    refused = "" if _finished(folder, step) else _done(folder, asked)
-    found = {"run": recorded.checksum(here, step), "refused": refused or None}
-    steps = [*audit.steps]
-    steps[at] = step.model_copy(update=found)
-    changed = audit.model_copy(update={"steps": steps})
-    recorded.write(here, changed)
-    if refused:
-        typer.echo(f"not done: {refused}", err=True)
-    return changed
-
-
-def _finished(folder: Path, step: Step) -> bool:
-    """Whether nothing of a step is left to do. An audit writes run.json last."""
-    if not (folder / "run.json").is_file():
-        return False
-    return step.command in recorded.AUDITS or not journal.Journal(folder).begun
-
-
-def _done(folder: Path, asked: Asked) -> str:
-    """Do a step; why it was refused, or nothing."""
-    more = ["--out", str(folder)]
-    if asked.command in recorded.AUDITS:
-        shutil.rmtree(folder, ignore_errors=True)  # what a kill left of it
-    else:
-        more.append("--resume")
-    context = _parser(asked.command).make_context(asked.command, [*asked.arguments, *more])
-    typed, sys.argv = sys.argv, [*asked.words, *more]  # which the step's run.json says
-    try:
-        return _refused(context)
-    finally:
-        sys.argv = typed
-
-
-def _conclude(here: Path) -> int:
-    """Write the report, show what it says, and find the exit code."""
-    from holdfast.reporting import audit_plan as reporting
-
-    page = reporting.write(here)
-    found = reporting.found(here)
-    writing.show(reporting.summary(found))
-    typer.echo(f"report: {named(page)}", err=True)
-    code = writing.code_of(found.outcomes)
-    if any(writing.contradicted(manifest) for manifest in found.runs):
-        code = 3
-    if refused := [step.name for step in found.audit.steps if step.refused]:
-        typer.echo(
-            f"not done: {', '.join(refused)}. Mend the plan or what it names, and give the same "
-            f"command with --out {named(here)} --resume.",
-            err=True,
-        )
-        code = 2
-    return code

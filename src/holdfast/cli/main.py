@@ -16,7 +16,7 @@ from holdfast import memory, quiet
 from holdfast.cli import (
     attack,
     audit,
-    audit_plan,
+    audit_all,
     certify,
     demo,
     evaluate,
@@ -49,8 +49,8 @@ COMMANDS: dict[str, Action] = {
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
 AUDIT: dict[str, Action] = {
     **audit.COMMANDS,
-    audit_plan.ALL: audit_plan.audit_all,
-    "plan": audit_plan.write_plan,
+    audit_all.ALL: audit_all.audit_all,
+    "plan": audit_all.write_plan,
 }
 SCHEMA: dict[str, Action] = {"infer": schema.infer}
 
@@ -87,7 +87,7 @@ GROUPS = (
         "What else than evasion may be wrong with a model? All at once: audit MODEL DATA --plan "
         "FILE.",
         AUDIT,
-        audit_plan.Group,
+        audit_all.Group,
     ),
 )
 for _name, _said, _commands, _kind in GROUPS:

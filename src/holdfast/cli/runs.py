@@ -364,7 +364,7 @@ def report(
 
 
 def _report(run: Path, gate: list[str] | None, **forms: Path | None) -> int:
-    from holdfast.reporting import audit_plan as by_plan
+    from holdfast.reporting import audit_plan as of_steps
     from holdfast.reporting import audited, html, pages, paired, terminal
     from holdfast.reporting import junit as tests
     from holdfast.reporting import markdown as md
@@ -379,8 +379,8 @@ def _report(run: Path, gate: list[str] | None, **forms: Path | None) -> int:
                 f"{run} is an audit by a plan; give one of its steps for gates and other forms of "
                 "the report."
             )
-        writing.show(by_plan.summary(by_plan.found(run)))
-        typer.echo(f"report: {named(by_plan.write(run))}", err=True)
+        writing.show(of_steps.summary(of_steps.found(run)))
+        typer.echo(f"report: {named(of_steps.write(run))}", err=True)
         return 0
     if is_audit(run):
         if gate or any(forms.values()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from holdfast.arguments import checked
 from holdfast.errors import InputError
-from holdfast.reporting import audit_plan as by_plan
+from holdfast.reporting import audit_plan as of_steps
 from holdfast.reporting import audited, html, paired
 from holdfast.runs import audit_plan
 from holdfast.runs.compare import compare
@@ -35,7 +35,7 @@ def report(run: Run | os.PathLike[str] | str, *, open: bool = False) -> Path:
     path = folder / "report.html"
     if not path.exists():
         if audit_plan.is_here(folder):
-            by_plan.write(folder)
+            of_steps.write(folder)
         elif is_audit(folder):
             audited.write(folder)
         else:
