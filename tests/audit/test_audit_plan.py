@@ -119,7 +119,22 @@ def test_another_question_or_other_data_are_no_resumption(here: Path) -> None:
     (here / "audit.yaml").write_text(PLAN)
     x, y = open_data("digits").rows(100, 160)
     np.savez(here / "others.npz", x=x, y=y)
-    names(refusal(*again), "cannot resume run", "the data of membership")
+    names(refusal(*again), "cannot resume run", "data of membership")
+
+
+def test_time_that_ran_out_is_said_and_gone_on_with(here: Path) -> None:
+    limited = "evaluate: {threat: linf(0.2), protocol: quick, samples: 8, max-seconds: 0}\n"
+    (here / "audit.yaml").write_text(limited)
+    done = by_plan("--out", "short")
+    assert done.exit_code == 0
+    names(done.stdout, "not known. ")
+    names(done.stderr, "time ran out in evaluate; go on with the same command and --out short --r")
+    assert "short/evaluate --resume" not in done.stderr
+    (here / "audit.yaml").write_text(limited.replace(", max-seconds: 0", ""))
+    done = by_plan("--out", "short", "--resume")
+    assert done.exit_code == 0
+    assert "time ran out" not in done.stderr
+    names(done.stdout, "question that was asked shows a weakness")
 
 
 def refusal(*args: object) -> str:

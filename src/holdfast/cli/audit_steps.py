@@ -27,6 +27,9 @@ from holdfast.runs.audit_plan import AuditPlan, Step
 from holdfast.targets.target import copied
 from holdfast.urls import named
 
+# options of a step that may be others when it is gone on with
+HOW = {"--max-seconds", "--workers", "--ray", "--gpus-per-worker", "--batch-size", "--device"}
+
 
 @contextmanager
 def _checking() -> Iterator[None]:
@@ -145,9 +148,9 @@ def taken_up(here: Path, audit: AuditPlan, *, resume: bool) -> AuditPlan:
         for one in (earlier, audit)
     )
     said = [
-        {"the model": one.fingerprint}
-        | {f"the step {name}": step.line for name, step in steps.items()}
-        | {f"the data of {name}": " ".join(step.data) for name, step in steps.items()}
+        {"model": one.fingerprint}
+        | {f"step {name}": _question(step) for name, step in steps.items()}
+        | {f"data of {name}": " ".join(step.data) for name, step in steps.items()}
         for one, steps in ((earlier, was), (audit, now))
     ]
     journal.refuse_changes(here, *said)
@@ -158,6 +161,12 @@ def taken_up(here: Path, audit: AuditPlan, *, resume: bool) -> AuditPlan:
     begun = audit.model_copy(update={"steps": kept, "provenance": earlier.provenance})
     recorded.write(here, begun)
     return begun
+
+
+def _question(step: Step) -> str:
+    """What a step asks, however long it may take and whoever computes it."""
+    words = shlex.split(step.line)
+    return shlex.join(word for word in words if word.partition("=")[0] not in HOW)
 
 
 def do(here: Path, audit: AuditPlan, asked: list[Asked]) -> None:
@@ -214,6 +223,13 @@ def conclude(here: Path) -> int:
     code = writing.code_of(found.outcomes)
     if any(writing.contradicted(manifest) for manifest in found.runs):
         code = 3
+    unfinished = [step.name for step in found.audit.done if not _finished(here / step.name, step)]
+    if unfinished:
+        typer.echo(
+            f"time ran out in {', '.join(unfinished)}; go on with the same command and --out "
+            f"{named(here)} --resume.",
+            err=True,
+        )
     if refused := [step.name for step in found.audit.steps if step.refused]:
         typer.echo(
             f"not done: {', '.join(refused)}. Mend the plan or what it names, and give the same "

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
 from holdfast.reporting import audit as auditor
 from holdfast.reporting import audited, html, words
-from holdfast.reporting.terminal import columns
 from holdfast.runs import audit_plan, audits, gates, store
 from holdfast.runs.audit_plan import AuditPlan, Step
 from holdfast.runs.audits import (
@@ -57,6 +57,13 @@ class Answer:
     reason: str
     step: str  # whose evidence it is
     counts: bool = True  # whether it is a question of security: else it says what to compare with
+
+    @property
+    def word(self) -> str:
+        """Whether it is a weakness, in a word; of what only says what to compare with nothing."""
+        if not self.counts:
+            return ""
+        return {True: "weakness", False: "no weakness found", None: "not known"}[self.weak]
 
     @property
     def mark(self) -> str:
@@ -148,8 +155,10 @@ class Found:
         parts = [f"{sound} show{'s' * (sound == 1)} none"] if sound else []
         parts += [f"{open_} could not be answered"] if open_ else []
         ending = f"; {' and '.join(parts)}." if parts else "."
-        shows = "shows" if weak == 1 else "show"
-        return f"Of {_count(total, 'question')} {weak or 'none'} {shows} a weakness{ending}"
+        shows = "shows" if weak < 2 else "show"
+        if total == 1 and weak:
+            return "The one question that was asked shows a weakness."
+        return f"Of {_count(total, 'question')}, {weak or 'none'} {shows} a weakness{ending}"
 
     @cached_property
     def data(self) -> list[tuple[str, str, list[str]]]:
@@ -227,13 +236,13 @@ def _of_run(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Iterator[
     yield Answer(
         "accuracy",
         "How often is it right?",
-        f"{clean.n:,} inputs as they are",
-        f"on {words.percent(clean.value)}",
+        "inputs as they are",
+        f"on {round((clean.value or 0) * clean.n):,} of {clean.n:,}",
         None,
         words.percent(clean.value),
         words.span(clean),
-        "yes",
-        "each input was asked",
+        "yes" if clean.n else "no",
+        "each input was asked" if clean.n else "no input was measured",
         step.name,
         counts=False,
     )
@@ -431,12 +440,13 @@ def _page(folder: Path, found: Found) -> str:
 
 
 def summary(found: Found) -> RenderableType:
-    """What the terminal shows."""
-    table = columns("question", "answer", "figure", "95 % interval", "believed")
+    """What the terminal shows: a verdict, a line for each question, and what was not tested."""
+    table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
     for a in found.answers:
-        table.add_row(
-            *map(words.printable, (a.question, a.answer, a.figure, a.interval, a.believed))
-        )
+        said = Text(f"{a.question} ", "bold")
+        figure = f"{a.answer}; {a.figure} [{a.interval}]. Believed: {a.believed}."
+        said.append(words.printable(figure), "not bold")
+        table.add_row(a.word, said)
     said = Text(f"{found.word}. ", "bold")
     said.append(found.headline, "not bold")
     missing = [name for name, state, _ in found.coverage() if state == auditor.NOT]
