@@ -65,6 +65,14 @@ def evaluate(
     proofs: options.ProofOptions,
     groups: options.Groups = None,
     perceptual: options.Perceptual = None,
+    until: Annotated[
+        str | None,
+        options.about_measuring(
+            help="Take the rows in random order and stop early: 0.05, the width of the interval of "
+            "robust accuracy; or gate, once each --gate is decided.",
+            metavar="WIDTH",
+        ),
+    ] = None,
     max_seconds: options.MaxSeconds = None,
     max_queries: Annotated[
         int | None,
@@ -89,6 +97,7 @@ def evaluate(
     if any(proofs.values()) and not certify:
         raise InputError("--seconds-per-row and --radius are for proofs, which need --certify.")
     check_seconds(max_seconds)
+    rule = _until(until, gate, part["shard"])
     what = f"{adversary['threat']}-{'custom' if attack else protocol}"
     folder = options.folder_of(model, what, part["shard"], **where)
     from holdfast.evaluation.evaluate import evaluate as measure
@@ -119,8 +128,35 @@ def evaluate(
                 groups=groups and texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
+                until=rule,
             )
         return conclude(run, conditions, strict=strict, json=json)
+
+
+def _until(
+    until: str | None, gate: Sequence[str] | None, shard: str | None
+) -> float | list[str] | None:
+    """When the run stops before its last row: a width or gates, as `evaluate` takes them."""
+    if until is None:
+        return None
+    if shard is not None:
+        raise InputError(
+            f"--until {until} stops by all rows so far, and --shard {shard} has a part of them "
+            "alone; leave out one of the two."
+        )
+    if until != "gate":
+        try:
+            return float(until)
+        except ValueError:
+            raise InputError(
+                f"--until is {until!r}; expected the width of an interval, such as 0.05, or gate."
+            ) from None
+    if not gate:
+        raise InputError(
+            "--until gate stops once a gate is decided; give one, such as --gate "
+            '"robust_accuracy.low>=0.45".'
+        )
+    return list(gate)
 
 
 def check_seconds(max_seconds: float | None) -> None:
