@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_stops_once_its_gate_is_decided_and_is_verified() -> None:
     done = holdfast("evaluate", *ASKED, *GATE, "--out", "one")
     assert done.exit_code == 1, done.output
-    names(done.stderr, "gate not held")
+    names(done.stderr, "gate not held", "estimate: at most about", "for 360 samples")
     run = Run("one")
     until, share = run.manifest.until, run.robust_accuracy
     assert until is not None
@@ -86,6 +86,33 @@ def test_going_on_stops_where_the_whole_run_does(monkeypatch: pytest.MonkeyPatch
     assert again.manifest == whole.manifest
     with pytest.raises(InputError, match=r"until a width of 0\.2"):
         measure(out="whole", until=0.3, resume=True)
+
+
+def test_time_that_runs_out_is_no_reason_to_stop() -> None:
+    asked = (*ASKED, "--until", "0.2", "--out", "one")
+    assert holdfast("evaluate", *asked, "--max-seconds", 0).exit_code == 0
+    names(Path("one/report.html").read_text().replace("\xa0", " "), "took all 360, for at no point")
+    cut = Run("one").manifest
+    assert cut.until is not None
+    assert cut.until.stopped is None
+    assert cut.metrics.counts["skipped"] > 0
+    assert holdfast("verify", "one", "models.py:means", "digits").exit_code == 0
+    assert holdfast("evaluate", *asked, "--resume").exit_code == 0
+    assert holdfast("evaluate", *ASKED, "--until", "0.2", "--out", "whole").exit_code == 0
+    same_run("one", "whole")
+
+
+@pytest.mark.slow
+def test_rows_that_were_proved_are_those_up_to_the_stop() -> None:
+    whole = (*ASKED, "--until", "0.2", "--certify", "--seconds-per-row", "0.01", "--out", "one")
+    assert holdfast("evaluate", *whole).exit_code == 0
+    run = Run("one")
+    proved, until = run.certified_accuracy, run.manifest.until
+    assert proved is not None
+    assert until is not None
+    assert proved.n == until.stopped
+    assert proved == anytime_interval(round(float(proved) * proved.n), proved.n)
+    assert holdfast("verify", "one", "models.py:means", "digits").exit_code == 0
 
 
 def test_a_run_that_is_never_narrow_enough_measures_all_rows() -> None:

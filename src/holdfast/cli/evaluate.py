@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -103,6 +104,7 @@ def evaluate(
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
+    on_estimate = partial(echo_estimate, all_rows=rule is None)
     rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder) as here:
@@ -121,7 +123,7 @@ def evaluate(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=writing.estimated if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else on_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 certifier=options.ladder_of(**proofs) if certify else None,
@@ -200,16 +202,17 @@ def conclude(
     return code
 
 
-def echo_estimate(cost: Forecast) -> None:
-    """The estimate, on stderr."""
+def echo_estimate(cost: Forecast, *, all_rows: bool = True) -> None:
+    """The estimate, on stderr; of a run that may stop before it has taken all rows, what it takes
+    at most."""
     from holdfast.reporting.words import duration
 
     more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
-    parts = []
+    most, parts = "" if all_rows else "at most ", []
     if cost.passes or not cost.proofs:
         parts.append(
-            f"about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes "
-            "each"
+            f"{most}about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} "
+            "passes each"
         )
     if cost.proofs:
         rows = "" if parts else f" of {cost.rows:,} samples"

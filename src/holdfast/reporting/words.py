@@ -330,9 +330,10 @@ def _stopped(manifest: Manifest) -> list[str]:
         why = f"the interval decides the gate{'s' * (len(until.gates) > 1)} {gates}"
     else:
         why = f"the interval is at most {100 * until.width:g} points wide"
-    end = f"stopped after {until.stopped:,} of {rows:,} rows, where {why}"
     if until.stopped is None:
-        end = f"took all {rows:,} rows, after none of which {why}"
+        end = f"took all {rows:,}, for at no point {why}"
+    else:
+        end = f"stopped after {until.stopped:,} of {rows:,} rows, where {why}"
     return [
         f"The run took rows in random order and {end}. Intervals are those of a confidence "
         "sequence, which hold wherever one stops, and are wider for it."
