@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options, texts, writing
+from holdfast.cli.command import Action
 from holdfast.errors import InputError
 from holdfast.urls import named
 
@@ -300,3 +301,11 @@ def _conclude(audit: AnyAudit, folder: Path, *, json: bool) -> int:
         writing.show(audited.summary(audit))
     typer.echo(f"report: {named(page)}", err=True)
     return 0
+
+
+COMMANDS: dict[str, Action] = {
+    "backdoor": backdoor,
+    "data": training_data,
+    "membership": membership,
+    "extraction": extraction,
+}

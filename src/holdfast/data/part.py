@@ -65,10 +65,11 @@ class Part(Source):
         low, high = int(ids.min()), int(ids.max()) + 1
         if high - low <= 2 * len(ids):
             return tuple(part[ids - low] for part in read(low, high))
-        # what lies together is read together
-        runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+        # what lies together is read together, and in the order in which it lies
+        rising, place = np.unique(ids, return_inverse=True)
+        runs = np.split(rising, np.flatnonzero(np.diff(rising) != 1) + 1)
         parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
-        return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return tuple(np.concatenate(columns)[place] for columns in zip(*parts, strict=True))
 
 
 class Joined(Source):
@@ -127,6 +128,12 @@ def at_random(whole: Source, asked: str) -> Part:
     part = Part(whole, np.sort(ids), f"{count} rows at random, seed {seed}")
     part.loading = {**whole.loading, "random": f"{count},{seed}"}
     return part
+
+
+def in_random_order(whole: Source, seed: int) -> Part:
+    """All rows, in the order of the keys of `at_random`: the first n are those that it draws."""
+    ids = _keys(seed, np.arange(len(whole))).argsort()
+    return Part(whole, ids, f"in random order, seed {seed}")
 
 
 def _keys(seed: int, ids: np.ndarray) -> np.ndarray:
