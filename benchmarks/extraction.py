@@ -39,8 +39,9 @@ def main() -> None:
     parts = [
         f"{how.queries:,} queries, FGSM within {THREAT}, 1,000 rows measured.",
         table(list(lines[0]), [list(line.values()) for line in lines]),
-        "The copy's network and its epochs were chosen on test images that seed 0 neither asks "
-        "about nor measures.",
+        "The copy's networks and its epochs were chosen by their transfer to test images that seed "
+        "0 neither asks about nor measures. A single network of them, tried before, turned 0.891, "
+        "0.802 and 0.811 with seeds 0, 1 and 2.",
     ]
     save("extraction", "Copies of LeNet `cln` by what the adversary sees", parts)
 
