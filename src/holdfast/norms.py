@@ -459,13 +459,15 @@ class _L0(_OneFeature):
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         inside = d.clamp(lo, hi)
+        # or the squares of tiny entries would tie with zeros
+        few = self.size(inside) <= eps.flatten()
+        if bool(few.all()):
+            return inside
         # Keeping an entry spares its square, but for what the box takes of it.
         spared = (d.square() - (d - inside).square()).flatten(1)
         order = spared.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(spared.shape[1], device=d.device)
         kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        # or the squares of tiny entries would tie with zeros
-        few = self.size(inside) <= eps.flatten()
         nearest = inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
         return torch.where(wide(few, d), inside, nearest)
 

@@ -14,7 +14,7 @@ from helpers.commands import holdfast, names
 from scipy.stats import binom, binomtest
 
 from holdfast.evaluation.perceptual import image_distances, ssim
-from holdfast.intervals import interval
+from holdfast.intervals import Interval, anytime_interval, interval
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.manifest import Restart
@@ -39,6 +39,36 @@ def test_the_interval_of_a_share_covers(n: int) -> None:
     share = np.linspace(0.02, 0.98, 97)[:, None]
     covered = (low <= share) & (share <= high)
     assert 0.94 <= float((binom.pmf(np.arange(n + 1), n, share) * covered).sum(1).mean()) <= 0.97
+
+
+def missed(bounds: dict[int, list[Interval]], share: float, rows: float = np.inf) -> float:
+    """How probable it is that some interval of a sequence (by n, one for each count) does not cover
+    the share: of a population, or of so many rows that are seen in random order. By the law of
+    counts, without the noise of a simulation."""
+    law, lost = np.ones(1), 0.0
+    for n in range(max(bounds)):
+        seen = np.arange(n + 1)
+        left = share if np.isinf(rows) else (round(share * rows) - seen) / (rows - n)
+        good = np.clip(left, 0, 1) * law
+        law = np.append(law - good, 0) + np.insert(good, 0, 0)
+        if n + 1 in bounds:
+            found = bounds[n + 1]
+            out = np.array([not (b.low or 0) <= share <= (b.high or 0) for b in found])
+            lost += law[out].sum()
+            law[out] = 0
+    return lost
+
+
+def test_a_sequence_of_intervals_covers_wherever_one_stops() -> None:
+    """Also where one waits for the first interval that misses the true share."""
+    sizes = [1, 2, 4, 8, *range(16, 257, 8)]
+    bounds = {n: [anytime_interval(k, n) for k in range(n + 1)] for n in sizes}
+    wilson = {n: [interval(k, n) for k in range(n + 1)] for n in sizes}
+    for share in (0.02, 0.1, 0.3, 0.5, 0.85, 0.99):
+        assert missed(bounds, share) <= 0.05
+        assert missed(bounds, round(share * 300) / 300, rows=300) <= 0.05
+    assert missed(bounds, 0.5) > 0.001  # and not by being endless
+    assert missed(wilson, 0.5) > 0.15
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40, 333, 10_000])

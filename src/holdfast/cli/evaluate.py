@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,6 +66,14 @@ def evaluate(
     proofs: options.ProofOptions,
     groups: options.Groups = None,
     perceptual: options.Perceptual = None,
+    until: Annotated[
+        str | None,
+        options.about_measuring(
+            help="Take the rows in random order and stop early: 0.05, the width of the interval of "
+            "robust accuracy; or gate, once each --gate is decided.",
+            metavar="WIDTH",
+        ),
+    ] = None,
     max_seconds: options.MaxSeconds = None,
     max_queries: Annotated[
         int | None,
@@ -89,11 +98,13 @@ def evaluate(
     if any(proofs.values()) and not certify:
         raise InputError("--seconds-per-row and --radius are for proofs, which need --certify.")
     check_seconds(max_seconds)
+    rule = _until(until, gate, part["shard"])
     what = f"{adversary['threat']}-{'custom' if attack else protocol}"
     folder = options.folder_of(model, what, part["shard"], **where)
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
 
+    on_estimate = partial(echo_estimate, all_rows=rule is None)
     rows |= options.drawn(part, seed)
     target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder) as here:
@@ -112,15 +123,42 @@ def evaluate(
                 out=here,
                 resume=where["resume"],
                 on_progress=on_progress,
-                on_estimate=writing.estimated if writing.listener else echo_estimate,
+                on_estimate=writing.estimated if writing.listener else on_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 certifier=options.ladder_of(**proofs) if certify else None,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
+                until=rule,
             )
         return conclude(run, conditions, strict=strict, json=json)
+
+
+def _until(
+    until: str | None, gate: Sequence[str] | None, shard: str | None
+) -> float | list[str] | None:
+    """When the run stops before its last row: a width or gates, as `evaluate` takes them."""
+    if until is None:
+        return None
+    if shard is not None:
+        raise InputError(
+            f"--until {until} stops by all rows so far, and --shard {shard} has a part of them "
+            "alone; leave out one of the two."
+        )
+    if until != "gate":
+        try:
+            return float(until)
+        except ValueError:
+            raise InputError(
+                f"--until is {until!r}; expected the width of an interval, such as 0.05, or gate."
+            ) from None
+    if not gate:
+        raise InputError(
+            "--until gate stops once a gate is decided; give one, such as --gate "
+            '"robust_accuracy.low>=0.45".'
+        )
+    return list(gate)
 
 
 def check_seconds(max_seconds: float | None) -> None:
@@ -166,16 +204,17 @@ def conclude(
     return code
 
 
-def echo_estimate(cost: Forecast) -> None:
-    """The estimate, on stderr."""
+def echo_estimate(cost: Forecast, *, all_rows: bool = True) -> None:
+    """The estimate, on stderr; of a run that may stop before it has taken all rows, what it takes
+    at most."""
     from holdfast.reporting.words import duration
 
     more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
-    parts = []
+    most, parts = "" if all_rows else "at most ", []
     if cost.passes or not cost.proofs:
         parts.append(
-            f"about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes "
-            "each"
+            f"{most}about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} "
+            "passes each"
         )
     if cost.proofs:
         rows = "" if parts else f" of {cost.rows:,} samples"

@@ -36,6 +36,7 @@ def verify(
     the report. What no option says of model and data is as the run says it. Of an audit every
     figure is computed from its evidence, without MODEL and DATA too."""
     from holdfast.runs import audit_plan
+    from holdfast.runs.audits import read
     from holdfast.runs.remote import fetched
     from holdfast.runs.store import is_audit, open_manifest
 
@@ -44,8 +45,10 @@ def verify(
         return _verify_steps(folder, run, model, data, how, rows, perceptual, groups, full=full)
     if is_audit(folder):
         wrong = _verify_audit(folder, model, data, how, rows)
-        again = "" if model is None else ", and the model answers as it says"
-        return _say(run, wrong, f"every figure follows from its evidence{again}.")
+        code = _say(run, wrong, "every figure follows from its evidence.")
+        if not wrong:
+            typer.echo(_asked_again(read(folder).audit, model))
+        return code
     if model is None or data is None:
         open_manifest(folder)  # where there is no run at all, that is what to say
         raise InputError(f"{run} is a run; to verify it takes the MODEL and the DATA, too.")
@@ -232,6 +235,16 @@ def _verify_steps(
     count = len(audit.done)
     code = _say(run, wrong, f"each of {count} step{'s' * (count != 1)} was verified.")
     return 3 if any(contradicted) else code
+
+
+def _asked_again(audit: str, model: str | None) -> str:
+    """What verify asked the model of an audit, and what it did not."""
+    if model is not None:
+        return "The model answers its triggers as it says; the search was not repeated."
+    how = "only the same audit again could show it"
+    if audit == "backdoor":
+        how = "give MODEL and DATA, and its triggers are tried again"
+    return f"The model was not asked whether the evidence is what it answers: {how}."
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:

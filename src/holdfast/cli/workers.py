@@ -112,7 +112,7 @@ def _shared(
     conditions = [gates.parse(text) for text in given["gate"] or ()]
     check_seconds(given["max_seconds"])
     sharing = f"--workers {workers}" if ray is None else f"--ray {ray}"
-    for option in ("vnnlib", "export"):
+    for option in ("vnnlib", "export", "until"):
         if given.get(option) is not None:
             raise InputError(f"--{option} is for one process; leave out {sharing}.")
     if given["shard"] is not None:

@@ -21,6 +21,7 @@ from holdfast.errors import SpecError
 from holdfast.evaluation import certificates, votes
 from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
+from holdfast.intervals import anytime_interval
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import (
@@ -39,6 +40,7 @@ from holdfast.runs.metrics import (
     narrow,
     schema_of,
     survivors,
+    with_intervals,
     without_relations,
 )
 from holdfast.runs.samples import Samples
@@ -129,6 +131,8 @@ def build_manifest(
     if facts.threat.table is not None:
         relations = list(Schema.parse(facts.threat.table).conditions)
         metrics.relations = without_relations(table, relations)
+    if facts.until is not None:
+        metrics = with_intervals(metrics, anytime_interval)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)

@@ -55,6 +55,20 @@ def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]
     return [(max(a, first), min(a + stride, last)) for a in range(begin, last, stride)]
 
 
+FIRST = 128  # rows between two growing_chunks at first; later a quarter of all rows before
+
+
+def growing_chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks [start, stop) of a run that may stop at the end of each."""
+    (first, last), found = rows, list[tuple[int, int]]()
+    start = first
+    while start < last:
+        size = min(stride_of(shape), max(FIRST, (start - first) // 4))
+        found.append((start, min(start + size, last)))
+        start += size
+    return found
+
+
 COUNTS = ("queries", "forwards", "backwards", "zero_gradients")  # of the search of each row
 
 

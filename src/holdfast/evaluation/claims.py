@@ -20,8 +20,9 @@ from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
-from holdfast.evaluation import protocols
+from holdfast.evaluation import protocols, until
 from holdfast.evaluation.build_manifest import add
+from holdfast.evaluation.chunk import growing_chunks
 from holdfast.evaluation.contract import averaged, check_model, randomised
 from holdfast.evaluation.facts import columns_of, fingerprint
 from holdfast.evaluation.probing import probe
@@ -70,6 +71,7 @@ def claims(
     yield from _noted(manifest, asked, target, source, labels, sources)
     yield from _trials(manifest, asked, sources)
     yield from _rounds(manifest, asked, target.task, table)
+    yield from _until(manifest, table)
 
 
 def claims_apart(
@@ -300,6 +302,32 @@ def _rounds(manifest: Manifest, threat: Threat, task: Classes, table: pa.Table) 
             )
         if everywhere and not trial.restarts and low > 0:
             yield f"trials: {trial.spec} attacked no row, but {low} were left."
+
+
+def _until(manifest: Manifest, table: pa.Table) -> Iterator[str]:
+    """Whether a run stopped where its rule was first met."""
+    if (said := manifest.until) is None:
+        return
+    (start, stop), *others = manifest.data.parts
+    end = said.rows[1] if said.stopped is None else said.rows[0] + said.stopped
+    if others or (start, stop) != (said.rows[0], end):
+        yield (
+            f"until: run.json says that the run stopped after {said.stopped} of the rows "
+            f"{said.rows[0]}:{said.rows[1]}, but it measured {manifest.data.parts}."
+        )
+        return
+    if manifest.certification is not None:  # its proofs may have broken rows after the stop
+        return
+    status, finished = (
+        table.column(name).to_numpy(zero_copy_only=False) for name in ("status", "finished")
+    )
+    ends = [end - start for _, end in growing_chunks((start, stop), manifest.model.shape)]
+    met = until.stop(until.read(said), status, finished, ends)
+    if met != said.stopped:
+        yield (
+            f"until: run.json says that the run stopped after {said.stopped} rows, but its rule is "
+            f"first met after {met}."
+        )
 
 
 def _noted(

@@ -27,6 +27,7 @@ from holdfast.evaluation import certificates, probing, votes
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
+    STATUSES,
     OnProgress,
     Progress,
     SearchSettings,
@@ -39,6 +40,8 @@ from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.relations import search_without, searched_again
 from holdfast.evaluation.truths import masks
+from holdfast.evaluation.until import parse as read_until
+from holdfast.evaluation.until import stop
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
@@ -87,6 +90,7 @@ def evaluate(
     corruptions: bool = False, baseline: Path | str | None = None,
     certifier: Certifier | None = None, groups: Sequence[Any] | np.ndarray | None = None,
     perceptual: str | torch.nn.Module | None = None, names: Names | None = None,
+    until: float | str | Sequence[str] | None = None,
 ) -> Run:  # fmt: skip
     """Measure robust accuracy, and leave the evidence in a folder.
 
@@ -117,6 +121,10 @@ def evaluate(
         groups: a text or whole number for each row of the data, whose accuracies are told apart.
         perceptual: the network of the column `lpips`: see `evaluation.perceptual`.
         names: what the manifest calls things.
+        until: take the rows in random order, by the seed, and stop as soon as the interval of the
+            robust accuracy is at most so wide (0.05), or a gate on it is decided
+            ("robust_accuracy.low>=0.45"; or all of a list). Every share has then the interval of
+            `intervals.anytime_interval`; run.json says after how many rows it stopped.
 
     Raises:
         InputError: the data or the model breaks the input contract, or `out` holds something else.
@@ -124,7 +132,13 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
-    ready = prepare(wrap(model), data, threat, protocol, list(attacks), samples, groups)
+    rule = None if until is None else read_until(until)
+    if rule is not None and corruptions:
+        raise InputError(
+            "until stops by the interval of the robust accuracy, which says nothing of "
+            "corruptions; measure these by a run of their own."
+        )
+    ready = prepare(wrap(model), data, threat, protocol, list(attacks), samples, groups, rule, seed)
     settings = settings_of(ready, sizes_of(epsilons), seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
@@ -184,6 +198,9 @@ def _run(job: Evaluation, kept: Path | None) -> None:
             _vote(own, chunk)
             _search(own, chunk)
             _corrupt(own, chunk)
+            if _enough(own, chunk):
+                job, own = _stopped(job, chunk), _stopped(own, chunk)
+                break
         _certify(own)
         whole = [
             _run_apart(replace(job, on_progress=_part(job.on_progress, number, runs)), eps)
@@ -191,6 +208,38 @@ def _run(job: Evaluation, kept: Path | None) -> None:
         ]
     if _write(job) and all(whole):
         job.journal.close()  # else time ran out, and --resume goes on
+
+
+def _enough(job: Evaluation, chunk: tuple[int, int]) -> bool:
+    """Whether the run stops at the end of a chunk: found out once, then read from the journal, for
+    proofs may break rows later."""
+    rule, ready, journal = job.ready.until, job.ready, job.journal
+    if rule is None:
+        return False
+    if (known := journal.find("stopped")) is not None:
+        return int(known[0]["row"]) == chunk[1]
+    done = [part for part in ready.chunks if part <= chunk]
+    records = [journal.read(f"{start:09d}-done")[0] for start, _ in done]
+    status, finished = (
+        np.concatenate([r[name] for r in records]) for name in ("status", "finished")
+    )
+    ends = [chunk[1] - ready.rows[0]]
+    if stop(rule, np.array(STATUSES)[status], finished, ends) is None:
+        return False
+    journal.write("stopped", {"row": np.array(chunk[1])})
+    return True
+
+
+def _stopped(job: Evaluation, chunk: tuple[int, int]) -> Evaluation:
+    """The evaluation of the rows up to the end of a chunk alone."""
+    rows, facts = (job.ready.rows[0], chunk[1]), job.facts
+    assert facts.until is not None
+    changed = {
+        "data": facts.data.model_copy(update={"parts": [rows]}),
+        "until": facts.until.model_copy(update={"stopped": rows[1] - rows[0]}),
+    }
+    ready = replace(job.ready, rows=rows)
+    return replace(job, ready=ready, facts=facts.model_copy(update=changed))
 
 
 def _part(on_progress: OnProgress | None, number: int, of: int) -> OnProgress | None:

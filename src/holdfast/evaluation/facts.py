@@ -73,6 +73,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             trials=[t.write(whole=True) for t in protocol.trials],
         ),
         perceptual=getattr(settings.perceptual, "fingerprint", None),
+        until=None if ready.until is None else ready.until.info(ready.rows),
         seed=settings.seed,
         max_queries=settings.budget,
         settings=settings_of(target),
@@ -110,6 +111,18 @@ def provenance_of(target: Target, names: Names) -> Provenance:
 def _certification(facts: Facts) -> dict[str, str]:
     asked = facts.certification
     return {} if asked is None else {"certification": asked.model_dump_json()}
+
+
+def _rows_asked(facts: Facts) -> list[tuple[int, int]]:
+    """The rows that were asked for; a run with `until` may measure fewer."""
+    return facts.data.parts if facts.until is None else [facts.until.rows]
+
+
+def _until(facts: Facts) -> dict[str, str]:
+    asked = facts.until
+    if asked is None:
+        return {}
+    return {"until": " and ".join(asked.gates) or f"a width of {asked.width:g}"}
 
 
 def columns_of(source: Source) -> list[ColumnInfo]:
@@ -183,7 +196,8 @@ def question(facts: Facts) -> dict[str, str]:
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
         **_certification(facts),
+        **_until(facts),
         "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
         "perceptual network": (facts.perceptual or "none")[:16],
-        "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),
+        "rows": ", ".join(f"{a}:{b}" for a, b in _rows_asked(facts)),
     }

@@ -82,6 +82,11 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
                 f"Holdfast merges runs of version {SCHEMA_VERSION} alone. Merge it with the "
                 "Holdfast that made it, or run it again."
             )
+        if manifest.until is not None:
+            raise InputError(
+                f"cannot merge {shard}: it may have stopped early, by the interval of its own "
+                "rows; run each part without --until."
+            )
         if store.checksums(shard) != manifest.files:
             raise InputError(
                 f"{shard} was changed after its run (checksums differ); see holdfast verify."

@@ -17,6 +17,7 @@ from holdfast.attacks.trial import Trial
 from holdfast.bounds.tree_models import has_trees
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
+from holdfast.data.part import in_random_order
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.detectors import first_answers, no_place
@@ -24,7 +25,7 @@ from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
 from holdfast.evaluation import goals, judge, protocols
-from holdfast.evaluation.chunk import chunks
+from holdfast.evaluation.chunk import chunks, growing_chunks
 from holdfast.evaluation.contract import (
     averaged,
     check_data,
@@ -36,6 +37,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
 from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import since, with_truths
+from holdfast.evaluation.until import Until
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.batch import read
@@ -65,10 +67,12 @@ class Prepared:
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
     steady: bool = False  # two answers of the model agree but for rounding: see the judge
+    until: Until | None = None  # when the run ends before its last row
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        return chunks(self.rows, self.source.shape)
+        divide = chunks if self.until is None else growing_chunks
+        return divide(self.rows, self.source.shape)
 
     @property
     def attacks(self) -> list[Attack]:
@@ -83,8 +87,11 @@ def prepare(
     attacks: Sequence[str | Attack | Trial] = (),
     samples: int | tuple[int, int] | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    until: Until | None = None,
+    seed: int = 0,
 ) -> Prepared:
     """Bring model, data and threat together, and hold them against the contract: see `evaluate`.
+    With `until` the rows are in random order, by the seed.
 
     What the texts say is refused before any row is read, and the data before the model is asked.
     A randomised model is measured by its mean under protocols that answer findings.
@@ -103,11 +110,21 @@ def prepare(
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
         threat = threat_of_movement(movement, target, source.shape)
-    threat, texts = with_texts_fixed(as_threat(threat), source)
+    threat = as_threat(threat)
+    if until is not None:
+        source, groups, threat = shuffled(source, groups, threat, seed)
+    threat, texts = with_texts_fixed(threat, source)
     target, source = with_truths(target, source, threat)
     if not attacks:
         protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
+    if until is not None:
+        until.check_rows(rows[1] - rows[0])
+        if not threat.bounded:
+            raise SpecError(
+                f"until stops by the interval of the robust accuracy, but {threat} has no eps, and "
+                "so no robust accuracy; give an eps, or leave out until."
+            )
     check_data(source, target.bounds, boxed=threat.schema is None)
     (source,), labels = numbered(target, source)
     labels += broken_rows(source, threat, target.batcher.dtype)
@@ -129,12 +146,24 @@ def prepare(
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
     noted += no_place(target, threat, source)
     steady = not randomised(noted) and judge.is_steady(target, read(source, 0, judge.FEW)[0])
-    return Prepared(target, source, threat, own, sources, rows, groups, noted, steady)
+    return Prepared(target, source, threat, own, sources, rows, groups, noted, steady, until)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
     """The name of the group of each row: those given, else the source's own."""
     return source.groups if given is None else group_names(given, len(source), source.name)
+
+
+def shuffled(
+    source: Source, groups: np.ndarray | None, threat: Threat, seed: int
+) -> tuple[Source, np.ndarray | None, Threat]:
+    """The rows in random order, their groups, and the threat to them, whose classes to reach may be
+    one a row."""
+    part = in_random_order(source, seed)
+    goal = getattr(threat.goal, "t", None)
+    if isinstance(goal, torch.Tensor) and len(goal) == len(source):  # else it is refused later
+        threat = threat.of_rows(torch.from_numpy(part.ids))
+    return part, None if groups is None else groups[part.ids], threat
 
 
 def sizes_of(epsilons: Sequence[float] | None) -> list[float]:

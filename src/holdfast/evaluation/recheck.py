@@ -19,7 +19,7 @@ from holdfast.data import Source
 from holdfast.errors import InputError, listed
 from holdfast.evaluation import goals, judge
 from holdfast.evaluation.certificates import Certifier, opened
-from holdfast.evaluation.chunk import chunk_of
+from holdfast.evaluation.chunk import chunk_of, growing_chunks
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.facts import settings_of
@@ -260,7 +260,12 @@ def _costs(e: Evidence) -> Found:
 def _chunks(e: Evidence) -> Found:
     """What the rows of one chunk must have in common."""
     columns, manifest = e.columns, e.manifest
-    chunk = np.array([chunk_of(int(i), manifest.data.parts, manifest.model.shape) for i in e.ids])
+    parts, shape = manifest.data.parts, manifest.model.shape
+    if manifest.until is None:
+        chunk = np.array([chunk_of(int(i), parts, shape) for i in e.ids])
+    else:
+        starts = np.array([start for start, _ in growing_chunks(parts[0], shape)])
+        chunk = starts[starts.searchsorted(e.ids, "right") - 1]
     open_, finished = columns["status"] != "broken", columns["finished"].astype(bool)
     together = _first(finished, chunk, open_)
     yield open_ & (finished != together), "were not finished together with their chunk"

@@ -21,6 +21,7 @@ from holdfast.corruptions import measure
 from holdfast.data import Source, as_source, suiting
 from holdfast.data.files import printable
 from holdfast.data.laid import laid_as
+from holdfast.data.part import in_random_order
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import build_manifest, looked_at, runs_apart
@@ -181,6 +182,9 @@ def _all(
     proofs: Callable[[Evidence], Iterator[str]],
 ) -> Iterator[str]:
     groups = groups_of(source, groups)
+    if manifest.until is not None:
+        source = in_random_order(source, manifest.seed)
+        groups = None if groups is None else groups[source.ids]
     target, source, asked, labels = _as_measured(folder, manifest, target, source)
     network = None if perceptual is None else PerceptualDistance(perceptual, target)
     yield from _network(manifest, network)

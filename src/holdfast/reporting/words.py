@@ -116,6 +116,7 @@ def samples_needed(manifest: Manifest) -> str | None:
     robust = manifest.metrics.robust_accuracy
     if (
         not bounded(manifest)
+        or manifest.until is not None  # whose intervals are of another kind
         or robust.value is None
         or robust.low is None
         or robust.high is None
@@ -319,11 +320,32 @@ def _proofs(manifest: Manifest) -> list[str]:
     return [f"{said} Not broken: 95 % interval {span(m.robust_accuracy)}."]
 
 
+def _stopped(manifest: Manifest) -> list[str]:
+    """After how many rows a run ended that might end before its last, and why."""
+    if (until := manifest.until) is None:
+        return []
+    rows = until.rows[1] - until.rows[0]
+    if until.width is None:
+        gates = " and ".join(until.gates)
+        why = f"the interval decides the gate{'s' * (len(until.gates) > 1)} {gates}"
+    else:
+        why = f"the interval is at most {100 * until.width:g} points wide"
+    if until.stopped is None:
+        end = f"took all {rows:,}, for at no point {why}"
+    else:
+        end = f"stopped after {until.stopped:,} of {rows:,} rows, where {why}"
+    return [
+        f"The run took rows in random order and {end}. Intervals are those of a confidence "
+        "sequence, which hold wherever one stops, and are wider for it."
+    ]
+
+
 def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
     about = (_smoothed(manifest), _right(manifest.model), _threshold(manifest))
     said = [part for part in about if part]
+    said += _stopped(manifest)
     said += _proofs(manifest)
     if m.refusals is not None:
         said.append(

@@ -147,6 +147,17 @@ class CertificationInfo(Record):
     radius: bool = False  # whether the largest size that can be proved was sought
 
 
+class UntilInfo(Record):
+    """When a run ends before its last row. Its rows are in random order, by the seed, and every
+    share of rows has the interval of a confidence sequence, at which one may stop."""
+
+    # of the interval of the robust accuracy; null: until gates are decided
+    width: Annotated[Share, Field(exclude_if=_unsaid)] = None
+    gates: Annotated[list[str], Field(exclude_if=_unsaid)] = []
+    rows: tuple[int, int]  # [start, stop) of those that were asked for
+    stopped: int | None = None  # after so many rows; null: never
+
+
 class Finding(Record):
     """Something that bears on whether the figure can be trusted."""
 
@@ -432,6 +443,7 @@ class Facts(Record):
     corruptions: CorruptionInfo | None = None
     certification: Annotated[CertificationInfo | None, Field(exclude_if=_unsaid)] = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
+    until: Annotated[UntilInfo | None, Field(exclude_if=_unsaid)] = None
     # batch size, device, time limit: what may differ without changing the question
     settings: dict[str, Any]
     provenance: Provenance

@@ -15,7 +15,7 @@ import pyarrow as pa
 from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
-from holdfast.intervals import Z, interval, mean_interval
+from holdfast.intervals import Interval, Z, interval, mean_interval
 from holdfast.runs import detection, segmentation
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
@@ -33,6 +33,7 @@ from holdfast.runs.manifest import (
     Pair,
     Perceptual,
     QueryPoint,
+    Record,
     Refusals,
     RelationMetrics,
     Restart,
@@ -248,6 +249,20 @@ def measure(
         return shown.model_copy(update=figures(Answered(truth, clean, attacked, options, called)))
     names = dict(enumerate(class_names or map(str, range(classes + 1))))
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
+
+
+def with_intervals(of: Any, kind: Callable[[int, int], Interval]) -> Any:
+    """A record whose shares of rows have intervals of this kind; figures of a task, whose
+    intervals are no such shares', stay as they are."""
+    if isinstance(of, Interval):
+        return of if of.value is None else kind(round(of.value * of.n), of.n)
+    if isinstance(of, list):
+        return [with_intervals(one, kind) for one in of]
+    if not isinstance(of, Record):
+        return of
+    kept = {"of_task", "of_objects", "corruptions"}
+    changed = {n: with_intervals(v, kind) for n, v in dict(of).items() if n not in kept}
+    return of.model_copy(update=changed)
 
 
 def without_relations(table: pa.Table, names: Sequence[str]) -> RelationMetrics | None:

@@ -91,4 +91,5 @@ class OnePixel(Attack):
         lo, hi = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi))
         counts = torch.arange(at.shape[1], device=at.device) < p.eps.flatten().floor()[:, None]
         change = torch.where(counts, lo + member[..., 3] * (hi - lo), 0)
-        return p.project(torch.zeros_like(p.x).flatten(1).scatter_add(1, at, change).view_as(p.x))
+        d = torch.zeros_like(p.x).flatten(1).scatter_add(1, at, change).view_as(p.x)
+        return d.clamp(p.lo, p.hi)  # no more features than eps: the nearest legal d
