@@ -352,8 +352,8 @@ def test_the_installed_command_says_one_sentence() -> None:
     done = subprocess.run([command, "list", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: cannot list 'x'; known: attacks, audits, data, defences, objectives, protocols, "
-        "recipes, regularizers.\n"
+        "error: cannot list 'x'; known: attacks, audits, data, defences, objectives, poisons, "
+        "protocols, recipes, regularizers.\n"
     )
 
 

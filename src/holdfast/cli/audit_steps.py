@@ -202,10 +202,10 @@ def _finished(folder: Path, step: Step) -> bool:
 def _done(folder: Path, asked: Asked) -> str:
     """Do a step; why it was refused, or nothing."""
     more = ["--out", str(folder)]
-    if asked.command in recorded.AUDITS:
-        shutil.rmtree(folder, ignore_errors=True)  # what a kill left of it
-    else:
+    if asked.command not in recorded.AUDITS or asked.given.get("references"):
         more.append("--resume")
+    else:  # nothing in it serves: what a kill left goes
+        shutil.rmtree(folder, ignore_errors=True)
     context = parser_of(asked.command).make_context(asked.command, [*asked.arguments, *more])
     typed, sys.argv = sys.argv, [*asked.words, *more]  # which the step's run.json says
     try:

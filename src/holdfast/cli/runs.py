@@ -232,8 +232,7 @@ def _verify_steps(
     except InputError as error:
         wrong.append(f"report.html: {error}")
     contradicted = [writing.contradicted(open_manifest(folder / step.name)[0]) for step in runs]
-    count = len(audit.done)
-    code = _say(run, wrong, f"each of {count} step{'s' * (count != 1)} was verified.")
+    code = _say(run, wrong, f"the steps {', '.join(step.name for step in audit.done)}.")
     return 3 if any(contradicted) else code
 
 

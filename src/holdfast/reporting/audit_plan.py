@@ -177,11 +177,11 @@ class Found:
     def _state(self, topic: auditor.Topic) -> tuple[str, str]:
         if not topic.asked:
             return auditor.NOT, f"{topic.text} {topic.why}"
-        command, what = TESTS[topic.asked]
+        command, option, what = TESTS[topic.asked]
         done = [step for step in self.audit.done if topic.asked in _asked(self, step)]
         if done:
             return auditor.TESTED, f"By {', '.join(step.name for step in done)}."
-        own = [step for step in self.left if step.command == command]
+        own = [s for s in self.left if s.command == command and f" {option}" in s.line]
         if refused := [step for step in own if step.refused]:
             return auditor.NOT, f"{refused[0].name} could not be done: {refused[0].refused}"
         if own:
@@ -189,16 +189,16 @@ class Found:
         return auditor.NOT, f"{topic.text} The plan leaves it out ({what})."
 
 
-# of each topic that a step may test: the command, and what a plan would say
+# of each topic that a step may test: the command, the option that it takes, what a plan would say
 TESTS = {
-    "white": ("evaluate", "evaluate"),
-    "limited": ("evaluate", "evaluate, with surrogate, or of an endpoint"),
-    "corruptions": ("evaluate", "evaluate, with corruptions: true"),
-    "proofs": ("certify", "certify"),
-    "backdoor": ("backdoor", "backdoor"),
-    "data": ("data", "data"),
-    "membership": ("membership", "membership"),
-    "extraction": ("extraction", "extraction"),
+    "white": ("evaluate", "", "evaluate"),
+    "limited": ("evaluate", "--surrogate", "evaluate, with surrogate, or of an endpoint"),
+    "corruptions": ("evaluate", "--corruptions", "evaluate, with corruptions: true"),
+    "proofs": ("certify", "", "certify"),
+    "backdoor": ("backdoor", "", "backdoor"),
+    "data": ("data", "", "data"),
+    "membership": ("membership", "", "membership"),
+    "extraction": ("extraction", "", "extraction"),
 }
 
 
@@ -294,12 +294,12 @@ def _evasion(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Answer:
     said, weak = "no change was found that does", None if sure != "yes" else False
     if broken:
         said, weak = f"yes, on {success} of the inputs that it has right", True
-    missed = [one.gate.text for one in judged if not one.held]
+    missed = [one.sentence for one in judged if not one.held]
     if judged:
         weak = bool(missed) if missed or sure != "no" else None
-        held = f"{', '.join(missed)} is required, and does not hold"
+        held = f"what is required does not hold: {', '.join(missed)}"
         if not missed:
-            held = f"{', '.join(one.gate.text for one in judged)} is required, and holds"
+            held = f"what is required holds: {', '.join(one.gate.text for one in judged)}"
         said = f"{said}; {held}"
     figure, interval = f"it stays right on {words.percent(robust.value)}", words.span(robust)
     if not words.bounded(run):

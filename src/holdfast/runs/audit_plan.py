@@ -5,6 +5,7 @@ Each step is a command of its own, and leaves its evidence in a folder within th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -80,8 +81,10 @@ def opened(folder: Path) -> tuple[AuditPlan, bool]:
         place = ".".join(map(str, first["loc"])) or "the text"
         raise InputError(f"{path} is not a valid {FILE}: at {place}: {first['msg']}.") from None
     for step in audit.steps:
-        if Path(step.name).name != step.name or step.name in ("", "..", "."):
-            raise InputError(f"{path} names the step {step.name!r}, which is no name of a folder.")
+        if not re.fullmatch(rf"{step.command}(-[1-9][0-9]*)?", step.name):
+            raise InputError(
+                f"{path} names the step {step.name[:40]!r}, which is no folder of {step.command}."
+            )
     return audit, store.digest_holds(content) is True
 
 
