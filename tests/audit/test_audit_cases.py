@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from helpers.cases import case, cifar, mnist
 from torch import nn
 
 import holdfast
+from holdfast.attacks import parse, run
 from holdfast.audit.backdoor import audit_backdoor
 from holdfast.audit.extraction import audit_extraction
 from holdfast.audit.membership import audit_membership
+from holdfast.decisions import REFUSED
 from holdfast.intervals import exact_interval
 from holdfast.runs import store
 from holdfast.runs.audits import Trigger
+from holdfast.targets.defences.detectors import Strip
+from holdfast.threats.threat import Targeted, Threat
 
 Rows = tuple[np.ndarray, np.ndarray]
 pytestmark = [pytest.mark.cases]
@@ -47,6 +52,20 @@ def test_planted_backdoors_are_found(
     assert [(t.source, t.target) for t in flagged] == [(source, goal)]
     assert float(flagged[0].success) >= 0.95
     assert overlap(folder, flagged[0]) >= 0.3
+
+
+@pytest.mark.slow
+def test_strip_refuses_triggers_of_all_classes_until_the_adversary_knows_of_it(cases: Path) -> None:
+    (x, _), badnets = mnist(cases), case(cases, "backdoor_badnets")
+    net, rows = badnets.load("mnist_all_to_1"), torch.from_numpy(x)
+    one = Strip(rows[4000:5000]).fitted(holdfast.wrap(net), rows[5000:6000], 0.01)
+    target = holdfast.wrap(net, preprocess=one, shape=(1, 28, 28))
+    held, triggered = rows[6000:6300], badnets.trigger(rows[6000:6300])
+    assert float((target.labels(held) == REFUSED).float().mean()) < 0.05
+    assert float((target.labels(triggered) == REFUSED).float().mean()) > 0.9
+    threat = replace(Threat.linf(0.3), goal=Targeted(1))
+    found = run(parse("apgd(steps=30)"), target, triggered[:8], torch.full((8,), 2), threat)
+    assert (target.labels(found.best) == 1).sum() >= 6
 
 
 def small_cnn(x: np.ndarray, y: np.ndarray, seed: int) -> nn.Module:
@@ -174,12 +193,11 @@ def test_what_is_fitted_too_closely_gives_its_rows_away(cases: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_copy_of_lenet_makes_examples_that_transfer(cases: Path, tmp_path: Path) -> None:
-    """79.2 %; Papernot et al. 2017 (arXiv:1602.02697) had 84 % by as many queries, on another
-    network."""
+    """Papernot et al. 2017 (arXiv:1602.02697) had 84 % by as many queries, on another network."""
     model = case(cases, "torch_advertorch_lenet5").load("cln")
     audit, _ = audit_extraction(
         model, mnist(cases), "linf(0.3)", queries=(6400,), out=tmp_path / "run"
     )
     print(audit.verdict)
-    assert float(audit.result.substitutes[0].transfer) >= 0.75
+    assert float(audit.result.substitutes[0].transfer) >= 0.84
     assert audit.costs.queries == 6400

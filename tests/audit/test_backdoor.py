@@ -176,8 +176,12 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("demo", "digits", "--no-pairs", "--samples", "40")
     assert "Is there a backdoor?" in holdfast("audit", "backdoor", *asked, "--out", "run").stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["audit"] == "backdoor"
-    assert "is confirmed" in holdfast("verify", "run").stdout
-    assert "the model answers as it says" in holdfast("verify", "run", "demo", "digits").stdout
+    alone = holdfast("verify", "run").stdout
+    assert "is confirmed" in alone
+    assert "The model was not asked" in alone
+    assert "its triggers are tried again" in alone
+    asked_again = holdfast("verify", "run", "demo", "digits").stdout
+    assert "The model answers its triggers as it says" in asked_again
     assert "Is there a backdoor?" in holdfast("report", "run").stdout
     assert "backdoor" in holdfast("list", "audits").stdout
     assert "classes 0 to 9" in refused("audit", "backdoor", *asked, "--suspect", "12")

@@ -23,9 +23,11 @@ from holdfast.audit.membership import (
     rmia,
     shares_above,
 )
+from holdfast.audit.references import ToTrain, halves
 from holdfast.audit.verify import verify
 from holdfast.errors import InputError
 from holdfast.reporting.pages import report
+from holdfast.runs.store import read_tensors
 
 
 def test_rmia_by_hand() -> None:
@@ -156,7 +158,7 @@ def test_a_network_that_did_not_see_them_does_not_know_them() -> None:
 )
 def test_bad_input(options: dict[str, Any], said: str) -> None:
     rows = drawn(60, 5)
-    data = {"members": rows, "non_members": drawn(60, 6)} | options
+    data: dict[str, Any] = {"members": rows, "non_members": drawn(60, 6)} | options
     if data["non_members"] == "members":
         data["non_members"] = rows
     with pytest.raises(InputError, match=said):
@@ -173,6 +175,120 @@ def test_references_that_saw_too_much() -> None:
         audit_membership(net, rows, drawn(60, 6), references=[other])
 
 
+def test_two_references_at_a_time_divide_every_row_between_them() -> None:
+    for saw, n in zip(halves([41, 30], 4, 0), (41, 30), strict=True):
+        assert saw.shape == (4, n)
+        assert (saw[::2] != saw[1::2]).all()
+        assert abs(saw.sum(1) - n / 2).max() <= 0.5
+        assert 0 < (saw[0] != saw[2]).mean() < 1
+    assert (halves([41], 2, 1)[0] != halves([41], 2, 0)[0]).any()
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[int]:
+    """The seeds of the references that are trained from now on; after so many it is interrupted."""
+    from holdfast.audit import references
+
+    seeds, train = list[int](), references.train
+
+    def counted(*given: Any, seed: int, **options: Any) -> Any:
+        if len(seeds) == after:
+            raise KeyboardInterrupt
+        seeds.append(seed)
+        return train(*given, seed=seed, **options)
+
+    monkeypatch.setattr(references, "train", counted)
+    return seeds
+
+
+def test_references_are_trained_here_and_those_that_are_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = drawn(120, 0)
+    asked: dict[str, Any] = {"references": ToTrain(4, epochs=40), "out": tmp_path / "run"}
+    net = fitted(x, y)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with monkeypatch.context() as patch:
+        interrupted(patch, after=3)
+        with pytest.raises(KeyboardInterrupt):
+            audit_membership(net, (x, y), drawn(150, 1), **asked)
+    with pytest.raises(InputError, match="--resume"):
+        audit_membership(net, (x, y), drawn(150, 1), **asked)
+    with pytest.raises(InputError, match="it was made with seed 0"):
+        audit_membership(net, (x, y), drawn(150, 1), **asked, resume=True, seed=1)
+    seeds = interrupted(monkeypatch, after=1)
+    audit, folder = audit_membership(net, (x, y), drawn(150, 1), **asked, resume=True)
+    assert seeds == [3]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert {f"reference-{i}.safetensors" for i in range(4)} < set(audit.files)
+    assert not (folder / "journal").exists()
+    assert [attack.name for attack in audit.result.attacks] == ["loss", "rmia", "lira"]
+    assert all((attack.auc.low or 0) > 0.7 for attack in audit.result.attacks)
+    assert verify(folder) == []
+    (folder / "reference-2.safetensors").unlink()
+    assert verify(folder) == ["reference-2.safetensors: missing."]
+
+
+def test_each_reference_is_trained_on_the_rows_that_it_is_said_to_have_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast.audit import references
+
+    given, train = list[np.ndarray](), references.train
+
+    def noted(start: Any, data: Any, **options: Any) -> Any:
+        given.append(data.rows(0, len(data))[0])
+        return train(start, data, **options)
+
+    monkeypatch.setattr(references, "train", noted)
+    rows, others = drawn(41, 0), drawn(50, 1)
+    asked: dict[str, Any] = {"references": ToTrain(2, epochs=1), "out": tmp_path / "run"}
+    _, folder = audit_membership(fitted(*rows, 1), rows, others, **asked)
+    evidence = read_tensors(folder / "signals.safetensors")
+    for i, x in enumerate(given):
+        saw, saw_others = (evidence[name][i] for name in ("seen", "seen non-members"))
+        assert np.array_equal(x, np.concatenate([rows[0][saw], others[0][saw_others]]))
+    first, then = (read_tensors(folder / f"reference-{i}.safetensors") for i in (0, 1))
+    assert first.keys() == then.keys()
+    assert all((first[name] != then[name]).any() for name in first)
+
+
+def test_a_row_that_occurs_again_counts_once() -> None:
+    x, y = drawn(60, 5)
+    rows = np.concatenate([x, x[:20]]), np.concatenate([y, y[:20]])
+    net, others = fitted(x, y, 30), drawn(60, 6)
+    once, _ = audit_membership(net, (x, y), others)
+    again, _ = audit_membership(net, rows, others)
+    assert (once.result.repeated, again.result.repeated) == (0, 20)
+    assert again.result.members == 60
+    assert again.result.attacks == once.result.attacks
+    with pytest.raises(InputError, match="member 3 was seen by every"):
+        audit_membership(net, rows, others, references=[net, net], seen=[[63], [3]])
+
+
+class Own(nn.Module):
+    """A layer that draws no new weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(Own(), "no reset_parameters"), (lambda x: x[:, :3], "torch modules")],
+)
+def test_what_cannot_begin_anew_is_refused(model: Any, said: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"references": ToTrain(2, epochs=1), "out": tmp_path / "run"}
+    with pytest.raises(InputError, match=said):
+        audit_membership(model, drawn(40, 0), drawn(40, 1), **asked)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="an even number"):
+        ToTrain(3)
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ("audit", "membership", "demo", "--members", "digits")
@@ -184,6 +300,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = (*one, "--reference", "demo", "--saw", "none")
     shown = holdfast(*asked, "--non-members", "digits", *more, "--out", "run").stdout
     assert "Do answers give away training rows?" in shown
-    assert "confirmed" in holdfast("verify", "run").stdout
+    said = holdfast("verify", "run").stdout
+    assert "confirmed" in said
+    assert "The model was not asked whether" in said
     Path("saw.txt").write_text("first\n")
     assert "place of a member" in refused(*asked, "--non-members", "digits", *more)
+    own = (*asked, "--non-members", "digits", "--references", "2", "--epochs", "1")
+    assert "give one of both" in refused(*own, "--reference", "demo")
+    assert "give that too" in refused(*asked, "--non-members", "digits", "--resume", "--out", "run")
+    assert "training reference 2 of 2" in holdfast(*own, "--out", "own").stderr

@@ -98,3 +98,15 @@ def test_what_a_network_does_not_read_does_no_harm() -> None:
     )
     assert not tighter.reason
     assert bool((tighter.lower > looser.lower).any())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_closest_input_is_in_the_ball(norm: str) -> None:
+    around, a, _ = halved(norm, 2)
+    for i in range(len(a)):
+        one = around.at(torch.tensor([i]))
+        found = one.closest(one.x + torch.cat([3 * a[i : i + 1], 0 * a[i : i + 1]]))
+        lo, hi = one.interval()
+        assert bool(((found >= lo) & (found <= hi)).all())
+        assert bool((one.norm.size(found - one.x) <= one.eps.flatten() * (1 + 1e-9)).all())
+        assert torch.equal(found[1:], one.x)

@@ -259,13 +259,13 @@ def test_every_scheme_and_what_is_not_tested_stand_on_the_page(run: Manifest) ->
         assert place.name in page
     assert {p.scheme.split()[0] for p in audit.places(run)} == {"MITRE", "OWASP", "NIST", "EU"}
     topics = [topic for topic, _ in audit.untested(run)]
-    assert {"Poisoning", "Privacy", "Extraction", "Corruptions", "Black box, transfer"} <= set(
+    assert {"Poisoning", "Membership", "Extraction", "Corruptions", "Black box, transfer"} <= set(
         topics
     )
     names(page, *topics, "Sign-off", "Limits")
     run.model.access = "labels"
     assert "White box" in [topic for topic, _ in audit.untested(run)]
-    assert next(p for p in audit.places(run) if "white box" in p.name).state == audit.NOT
+    assert next(p for p in audit.places(run) if "White-Box" in p.name).state == audit.NOT
     names(audit.knowledge(run), "decisions alone")
 
 

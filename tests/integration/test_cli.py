@@ -323,6 +323,7 @@ def test_report_writes_the_page_again() -> None:
             ),
         ),
         ("data", ("digits", ".npz")),
+        ("poisons", ("badnets(share=0.1, target=0", "size: a whole number at least 1")),
     ],
 )
 def test_list(what: str, words: tuple[str, ...]) -> None:

@@ -3,8 +3,10 @@ their gradients."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,13 @@ from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge, probing
 from holdfast.spec import write
 from holdfast.targets import wrap
-from holdfast.targets.defences.detectors import DETECTORS, Detector, Divergence, Reconstruction
+from holdfast.targets.defences.detectors import (
+    DETECTORS,
+    Detector,
+    Divergence,
+    Reconstruction,
+    Strip,
+)
 from holdfast.targets.defences.purify import Reform
 from holdfast.targets.defences.transforms import BitDepth
 from holdfast.targets.demo import demo_model
@@ -72,6 +80,13 @@ def magnet(rate: float = 0.02) -> list[object]:
     return [*(one.fitted(alone, held, rate) for one in detectors), Reform(net)]  # pyright: ignore
 
 
+def made(kind: type[Detector], net: Main, **options: Any) -> Detector:
+    """A detector of digits."""
+    if issubclass(kind, Strip):
+        return kind("digits", count=3, **options)
+    return kind(net, **options)  # pyright: ignore[reportCallIssue]
+
+
 def test_a_refusal_is_no_answer_and_stands_with_the_right_class_against_an_adversary() -> None:
     task = Classes(3, refuses=True)
     z = torch.tensor([[2.0, 1, 0, 1.5], [2, 1, 0, 3], [1, 2, 0, 2.5], [1, 2, 0, -1]])
@@ -106,13 +121,55 @@ def test_distances_are_those_of_their_definitions_and_limits_decide() -> None:
     assert torch.equal(target.scores(x[7:8]).argmax(1), target.scores(x)[7:8].argmax(1))
 
 
+def test_what_stays_sure_under_clean_images_is_far() -> None:
+    """Of a model that sees one feature alone: the entropy by hand."""
+    clean = torch.tensor([[0.5, 0.0], [0.0, 0.75]])
+    x = torch.tensor([[0.25, 0.5], [0.75, 0.5]])
+
+    def answer(u: Tensor) -> Tensor:
+        return torch.stack([u[:, 0], torch.zeros(len(u))], 1)
+
+    def entropy(score: float) -> float:
+        p = 1 / (1 + math.exp(-score))
+        return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+    found = Strip(clean, count=2).distance(x, answer)
+    means = [(entropy(0.75) + entropy(0.25)) / 2, (entropy(1.0) + entropy(0.75)) / 2]
+    assert found.tolist() == pytest.approx([math.log1p(1 / mean) for mean in means])
+    sure = Strip(clean, count=1).distance(x, lambda u: 1e4 * answer(u))
+    assert sure.isfinite().all()
+
+
+def test_clean_images_are_drawn_once_and_laid_as_the_inputs_are() -> None:
+    source = open_data("digits", split="train")
+    rows = torch.from_numpy(source.rows(0, len(source))[0])
+    named, given = Strip("digits"), Strip(rows)
+    assert torch.equal(named.images(rows), given.images(rows))
+    assert len(named.images(rows)) == 20
+    assert named.digest() == given.digest() != Strip(rows, count=19).digest()
+    flat = Strip(rows[:, 0])
+    assert torch.equal(flat.images(rows), given.images(rows))
+    last = Strip(rows.movedim(1, -1))
+    assert torch.equal(last.images(rows), given.images(rows))
+
+
+def test_clean_images_that_do_not_serve_are_refused() -> None:
+    x = draw(5, 1, 8, 8).float()
+    with pytest.raises(InputError, match="takes 20 clean images, and there are 5"):
+        Strip(x)
+    with pytest.raises(InputError, match=r"have to lie in \[0, 1\]"):
+        Strip(2 * x + 1, count=5)
+    with pytest.raises(InputError, match="give images of the same kind"):
+        Strip(x, count=5).images(draw(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_fitted_limits_refuse_the_share_of_clean_rows_that_was_asked_for(rate: float) -> None:
     x = torch.from_numpy(open_data("digits").rows(0, 50)[0]) * 255
     before = {"bounds": (0, 255), "shape": (1, 8, 8)}
     for kind in DETECTORS.values():
         alone = wrap(demo_model(), preprocess=Normalize(0, 255), **before)
-        one = kind(Main()).fitted(alone, x, rate)
+        one = made(kind, Main()).fitted(alone, x, rate)
         target = wrap(demo_model(), preprocess=[one, Normalize(0, 255)], **before)
         assert int((target.labels(x) == REFUSED).sum()) == int(50 * rate)
 
@@ -120,10 +177,10 @@ def test_fitted_limits_refuse_the_share_of_clean_rows_that_was_asked_for(rate: f
 @pytest.mark.parametrize("kind", DETECTORS.values())
 def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector]) -> None:
     x, direction = (
-        torch.from_numpy(open_data("digits").rows(0, 6)[0]).double() * 0.8 + 0.1,
+        torch.from_numpy(open_data("digits").rows(0, 6)[0]).double() * 0.8 + 0.0937,
         draw(6, 1, 8, 8) - 0.5,
     )
-    one = kind(Main().double(), limit=0.01)
+    one = made(kind, Main().double(), limit=0.01)
     target = wrap(demo_model().double(), preprocess=one, shape=(1, 8, 8))
     z, pullback = target.linearize(x)
     top, best = z[:, :-1].max(1)

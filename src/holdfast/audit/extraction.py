@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast import spec
 from holdfast.arguments import checked
 from holdfast.attacks import parse, run
 from holdfast.attacks.result import SearchResult
 from holdfast.audit.prepare import audit_folder, chosen, opened
-from holdfast.errors import InputError
+from holdfast.errors import AccessError, InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.evaluation.facts import Names
 from holdfast.evaluation.recheck import read_rows
@@ -24,7 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.audits import AuditVerdict, ExtractionAudit, ExtractionResult, Substitute
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Rows
-from holdfast.targets.surrogate import distil
+from holdfast.targets.surrogate import distil, shallow_net
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Around
 from holdfast.threats.threat import Threat, as_threat
@@ -33,6 +36,7 @@ EVIDENCE = "answers.safetensors"
 QUERIES = (1000, 10_000)
 NOISE = "sweep(steps=1)"  # a random perturbation of the largest size
 MEASURED = 1000  # rows that copies are measured on
+FIXED = {"scores": math.inf, "labels": 0.0}  # decimals of the probabilities that are seen
 FEWEST = 20  # rows to measure on, and as many for the adversary
 
 
@@ -59,6 +63,48 @@ class Metered(Around):
         return answer
 
 
+class Rounded(Around):
+    """A target whose probabilities are rounded to so many decimals before anybody sees them."""
+
+    def __init__(self, inner: Target, decimals: int) -> None:
+        self.decimals = decimals
+        super().__init__(inner)
+
+    def scores(self, x: Rows) -> Tensor:
+        z = self.inner.scores(x)[:, : self.task.k]
+        return z.softmax(1).round(decimals=self.decimals).log()
+
+
+class LabelsAlone(Around):
+    """A target that gives labels and nothing else."""
+
+    access = Access.LABELS
+
+
+def decimals_of(answers: str) -> float:
+    """How many decimals of its probabilities an adversary is given: of `scores` infinity, of
+    `labels` 0, of `rounded(2)` 2.
+
+    Raises:
+        SpecError: it is none of these.
+    """
+    if answers not in FIXED:
+        name, given, options = spec.call(answers, "answers")
+        if name == "rounded" and not options and given in [[n] for n in range(1, 16)]:
+            return float(given[0])
+        raise SpecError(
+            f"answers are {answers!r}; expected scores, labels, or rounded(2), to 1 to 15 decimals."
+        )
+    return FIXED[answers]
+
+
+def answering(target: Target, decimals: float) -> Target:
+    """The target, which gives no more than probabilities of so many decimals; see `decimals_of`."""
+    if not decimals:
+        return LabelsAlone(target)
+    return target if decimals == math.inf else Rounded(target, int(decimals))
+
+
 @checked
 def audit_extraction(
     model: Any,
@@ -66,6 +112,7 @@ def audit_extraction(
     threat: Threat | str,
     *,
     queries: Sequence[int] = QUERIES,
+    answers: Sequence[str] = (),
     attack: str = "fgsm",
     rows: int = MEASURED,
     epochs: int = 20,
@@ -87,6 +134,8 @@ def audit_extraction(
             measured on are the adversary's.
         threat: what the adversarial examples may change; one eps for all rows.
         queries: the budgets, each for a copy of its own; each is spent and never exceeded.
+        answers: what the adversary sees, each kind for copies of its own: `scores`, `labels`, or
+            probabilities that are `rounded(2)` to two decimals; none: what the model gives.
         attack: what makes the examples on the copy.
         rows: the most rows that copies are measured on. To measure asks the model, too, apart from
             the budgets: each row once, and the examples of each copy and the noise as they go.
@@ -99,16 +148,24 @@ def audit_extraction(
         The audit, and its folder.
 
     Raises:
-        SpecError: the threat or the attack cannot be understood, or the model is not one of
-            classes.
+        AccessError: `answers` takes scores, and the model gives labels alone.
+        SpecError: the threat, the attack or the answers cannot be understood, or the model is not
+            one of classes.
         InputError: a budget below 1, or too few rows.
     """
     started, say = time.monotonic(), on_progress or (lambda what: None)
     if not queries or min(queries) < 1:
         raise InputError(f"the budgets are {list(queries)}; give at least one of 1 query or more.")
     asked, maker = as_threat(threat), parse(attack)
+    seen = {decimals_of(one) for one in answers}
     audited = opened(model, {"rows": data}, Access.LABELS)
     target, source = audited.target, audited.sources["rows"]
+    if target.access < Access.SCORES and any(seen):
+        raise AccessError(
+            f"answers are {_named(max(seen))}, but the model gives labels alone; leave them out."
+        )
+    given = FIXED["scores" if target.access >= Access.SCORES else "labels"]
+    to_make = list(product(sorted(set(queries)), sorted(seen or {given}, reverse=True)))
     if len(source) < 2 * FEWEST:
         raise InputError(
             f"{source.name} has {len(source)} rows, but some are for the adversary and some to "
@@ -129,7 +186,8 @@ def audit_extraction(
             )
         noise = run(parse(NOISE), target, x[at], y[at], asked, seed=seed)
         evidence = {
-            "queries": np.array(sorted(set(queries))),
+            "queries": np.array([budget for budget, _ in to_make]),
+            "decimals": np.array([decimals for _, decimals in to_make]),
             "row": order[:measured].numpy(),
             "truth": y.cpu().numpy(),
             "model": label.cpu().numpy(),
@@ -137,10 +195,11 @@ def audit_extraction(
         }
         tried = len(x) + int(noise.queries.sum()) + len(at)
         answered, transferred = list[np.ndarray](), list[np.ndarray]()
-        for budget in sorted(set(queries)):
-            say(f"copying with {budget:,} queries")
-            meter = Metered(target, budget)
-            twin = distil(meter, theirs, queries=budget, epochs=epochs, seed=seed)
+        for budget, decimals in to_make:
+            say(f"copying with {budget:,} queries, answered by {_named(decimals)}")
+            meter = Metered(answering(target, decimals), budget)
+            module = shallow_net(target, seed)
+            twin = distil(meter, theirs, queries=budget, module=module, epochs=epochs, seed=seed)
             answered.append(twin.batcher.in_parts(twin.labels, x).cpu().numpy())
             made = run(maker, twin, x[at], twin.labels(x[at]), asked, seed=seed)
             transferred.append(_answers(target, asked, x, made, at, label))
@@ -157,10 +216,17 @@ def audit_extraction(
             result=result,
             verdict=verdict(result),
             costs=Costs(
-                queries=sum(set(queries)), forwards=tried, seconds=time.monotonic() - started
+                queries=sum(budget for budget, _ in to_make),
+                forwards=tried,
+                seconds=time.monotonic() - started,
             ),
         )
     return audit, folder
+
+
+def _named(decimals: float) -> str:
+    names = {value: name for name, value in FIXED.items()}
+    return names.get(decimals, f"rounded({decimals:g})")
 
 
 def _read(target: Target, source: Any, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +257,8 @@ def judged(evidence: Mapping[str, np.ndarray]) -> ExtractionResult:
     def turned(answers: np.ndarray) -> Interval:
         return exact_interval(int((answers[right] != truth[right]).sum()), int(right.sum()))
 
-    n = len(truth)
+    n, counts = len(truth), evidence["queries"]
+    kinds = [_named(float(decimals)) for decimals in evidence.get("decimals", ())]
     return ExtractionResult(
         measured=n,
         accuracy=exact_interval(int(right.sum()), n),
@@ -199,12 +266,17 @@ def judged(evidence: Mapping[str, np.ndarray]) -> ExtractionResult:
         substitutes=[
             Substitute(
                 queries=int(queries),
+                answers=kind,
                 agreement=exact_interval(int((answers == model).sum()), n),
                 accuracy=exact_interval(int((answers == truth).sum()), n),
                 transfer=turned(transferred),
             )
-            for queries, answers, transferred in zip(
-                evidence["queries"], evidence["copy"], evidence["transferred"], strict=True
+            for queries, kind, answers, transferred in zip(
+                counts,
+                kinds or [""] * len(counts),  # of an audit of before there was a choice
+                evidence["copy"],
+                evidence["transferred"],
+                strict=True,
             )
         ],
     )
@@ -214,10 +286,11 @@ def verdict(result: ExtractionResult) -> AuditVerdict:
     best = max(result.substitutes, key=lambda one: float(one.agreement))
     gained = (best.transfer.low or 0) > (result.noise.high or 1)
     shares = best.agreement, best.accuracy, result.accuracy, best.transfer, result.noise
+    answered = f", answered by {best.answers}," * bool(best.answers)
     agrees, right, model, turned, shaken = (f"{float(share):.1%}" for share in shares)
     return AuditVerdict(
         found=gained,
-        reason=f"A copy made with {best.queries:,} queries agrees with the model on {agrees} of "
-        f"rows, and is right on {right} (the model: {model}). Examples made on it turn {turned} "
-        f"of the rows that the model has right, random noise of that size {shaken}.",
+        reason=f"A copy made with {best.queries:,} queries{answered} agrees with the model on "
+        f"{agrees} of rows, and is right on {right} (the model: {model}). Examples made on it turn "
+        f"{turned} of the rows that the model has right, random noise of that size {shaken}.",
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import torch
 
 from holdfast.arguments import checked
 from holdfast.audit.prepare import Audited, audit_folder, opened
+from holdfast.audit.references import ToTrain, halves, keep, trained
 from holdfast.data import Source
+from holdfast.data.part import Part
 from holdfast.errors import InputError
 from holdfast.evaluation.contract import check_model
 from holdfast.evaluation.facts import Names
@@ -30,6 +34,7 @@ from holdfast.runs.audits import (
     MembershipResult,
     RateAt,
 )
+from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets import wrap
 from holdfast.targets.batch import read
@@ -49,13 +54,15 @@ def audit_membership(
     members: Any,
     non_members: Any,
     *,
-    references: Sequence[Any] = (),
+    references: Sequence[Any] | ToTrain = (),
     seen: Sequence[Sequence[int] | np.ndarray] | None = None,
     fprs: Sequence[float] | None = None,
     slope: float = SLOPE,
     seed: int = 0,
     out: Path | str | None = None,
+    resume: bool = False,
     names: Names | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> tuple[MembershipAudit, Path]:
     """Try to know rows that a model was trained on (members) from other rows like them.
 
@@ -66,14 +73,19 @@ def audit_membership(
     Args:
         model: what `holdfast.wrap` takes; it gives scores.
         members: rows that it was trained on, with their labels, as `holdfast.evaluate` takes data.
-        non_members: other rows of the same kind, which neither it nor a reference was trained on.
-        references: models of the same classes.
-        seen: for each reference the members that it was trained on, by their place; None: none.
+        non_members: other rows of the same kind, which it was not trained on, nor was a reference
+            that is given. A row that occurs again among them, or among the members, counts once.
+        references: models of the same classes; or those to train here, from new weights on random
+            halves of the members and of the non-members, which are stored with the audit.
+        seen: for each reference that is given the members that it was trained on, by their place;
+            None: none.
         fprs: false positive rates in (0, 1) at which to measure; None: 0.01 and 0.001, where there
             are non-members enough.
         slope: a in [0, 1] of RMIA, by which p(x) = ((1 + a) p_out(x) + 1 - a) / 2.
-        seed: of a model that draws.
+        seed: of a model that draws, and of references that are trained.
         out: the folder, or its URL; None: a new temporary one, which is the caller's to delete.
+        resume: go on with the references that were trained in `out` before an interruption.
+        on_progress: called with what is done next.
 
     Returns:
         The audit, and its folder.
@@ -81,46 +93,91 @@ def audit_membership(
     Raises:
         AccessError: the model gives labels alone.
         SpecError: the model is not one of classes.
-        InputError: a row is in both, there are too few rows for a rate that is asked for, or a
-            member was seen by every reference.
+        InputError: a row is in both, there are too few rows for a rate that is asked for, a
+            member was seen by every reference, or references cannot be trained.
     """
     started = time.monotonic()
     audited = opened(model, {"members": members, "non-members": non_members}, Access.SCORES)
-    refuse_overlap(audited)
-    sizes = [len(source) for source in audited.sources.values()]
+    rows = [_once(source) for source in audited.sources.values()]
+    refuse_overlap(*rows)
+    sizes = [len(one.source) for one in rows]
     check_sizes(sizes, fprs)
-    saw = _seen(seen, len(references), sizes[0])
     if not 0 <= slope <= 1:
         raise InputError(f"the slope of RMIA is {slope:g}, but it lies in 0 to 1.")
-    targets = [audited.target, *(_reference(one, audited) for one in references)]
-    with audit_folder(out) as folder, sealed(seed):
-        evidence = {"seen": saw, "slope": np.array([slope]), "fprs": np.array(fprs or FPRS)}
-        for role, source in audited.sources.items():
-            signals = [_signals(target, source) for target in targets]
-            for name in signals[0]:
-                evidence[f"{role} {name}"] = np.stack([one[name] for one in signals])
+    to_train = isinstance(references, ToTrain)
+    count = references.count if isinstance(references, ToTrain) else len(references)
+    settings: dict[str, Any] = {"references": count, "slope": slope}
+    with audit_folder(out, resumable=to_train) as folder:
+        journal = Journal(folder)
+        if isinstance(references, ToTrain):
+            settings["trained"] = references.options
+            journal.open(_question(audited, settings, seed), resume=resume)
+            saw = halves(sizes, count, seed)
+            sources, say = [one.source for one in rows], on_progress or (lambda what: None)
+            own = trained(audited.target, sources, saw, references, seed, journal, say)
+        else:
+            saw = [_seen(seen, count, rows[0].place), np.zeros((count, sizes[1]), bool)]
+            own = [_reference(one, audited) for one in references]
+        evidence = {
+            "seen": saw[0],
+            "seen non-members": saw[1],
+            "repeated": np.array([len(one.place) - len(one.source) for one in rows]),
+            "slope": np.array([slope]),
+            "fprs": np.array(fprs or FPRS),
+        }
+        with sealed(seed):
+            for role, one in zip(audited.sources, rows, strict=True):
+                evidence |= _answers(role, one.source, [audited.target, *own])
         store.write_tensors(folder / EVIDENCE, evidence)
+        if to_train:
+            keep(journal, count)
         result = judged(evidence)
         audit = audited.written(
             MembershipAudit,
             folder,
             names,
             seed,
-            settings={"references": len(references), "slope": slope},
+            settings=settings,
             result=result,
             verdict=verdict(result),
-            costs=Costs(forwards=sum(sizes) * len(targets), seconds=time.monotonic() - started),
+            costs=Costs(forwards=sum(sizes) * (1 + count), seconds=time.monotonic() - started),
         )
+        journal.close()
     return audit, folder
 
 
-def refuse_overlap(audited: Audited) -> None:
+def _question(audited: Audited, settings: Mapping[str, Any], seed: int) -> dict[str, str]:
+    """What an interrupted audit has to be asked again, to go on."""
+    data = {role: source.fingerprint() for role, source in audited.sources.items()}
+    asked = {name: json.dumps(value) for name, value in settings.items()}
+    return {"model": audited.target.fingerprint(), **data, **asked, "seed": str(seed)}
+
+
+@dataclass(frozen=True)
+class Once:
+    """Rows of which each counts once."""
+
+    source: Source
+    place: np.ndarray  # of each row of the whole data its row here, [n] int64
+    known: dict[bytes, int]  # the rows here, by the digests of their values
+
+
+def _once(whole: Source) -> Once:
+    known = dict[bytes, int]()
+    place = np.array([known.setdefault(digest, len(known)) for digest in _digests(whole)])
+    first = np.unique(place, return_index=True)[1]
+    source = whole if len(first) == len(whole) else Part(whole, first, "each row once")
+    return Once(source, place, known)
+
+
+def refuse_overlap(members: Once, others: Once) -> None:
     """Raises InputError: a member is a non-member too, with the same values."""
-    (_, members), (_, others) = audited.sources.items()
-    known = {digest: i for i, digest in enumerate(_digests(members))}
-    both = [(known[d], j) for j, d in enumerate(_digests(others)) if d in known]
+    both = [(members.known[d], j) for d, j in others.known.items() if d in members.known]
     if both:
-        i, j = both[0]
+        i, j = (
+            int((one.place == at).argmax())
+            for one, at in zip((members, others), both[0], strict=True)
+        )
         raise InputError(
             f"row {i} of the members is row {j} of the non-members, and {len(both)} rows are in "
             "both; give rows that the model was not trained on as --non-members."
@@ -157,10 +214,14 @@ def needed(fpr: float) -> int:
 
 
 def _seen(
-    given: Sequence[Sequence[int] | np.ndarray] | None, references: int, members: int
+    given: Sequence[Sequence[int] | np.ndarray] | None, references: int, place: np.ndarray
 ) -> np.ndarray:
-    """Which members each reference was trained on: [r, n] bool."""
-    saw = np.zeros((references, members), bool)
+    """Which members each reference was trained on, each of them once: [r, n] bool.
+
+    Args:
+        place: of each member as given its place among them.
+    """
+    members, saw = len(place), np.zeros((references, int(place.max()) + 1), bool)
     if given is None:
         return saw
     if len(given) != references:
@@ -175,11 +236,12 @@ def _seen(
             raise InputError(
                 f"reference {i} saw member {odd}, but the members are rows 0 to {members - 1}."
             )
-        saw[i, at] = True
-    if references and saw.all(0).any():
+        saw[i, place[at]] = True
+    by_all = np.logical_and.reduce(saw, 0)[place]
+    if references and by_all.any():
         raise InputError(
-            f"member {int(saw.all(0).argmax())} was seen by every reference; RMIA and LiRA need "
-            "one that did not see it."
+            f"member {int(by_all.argmax())} was seen by every reference; RMIA and LiRA "
+            "need one that did not see it."
         )
     return saw
 
@@ -194,6 +256,12 @@ def _reference(model: Any, audited: Audited) -> Target:
             f"it is to have {audited.target.task.k}, and to give scores."
         )
     return target
+
+
+def _answers(role: str, source: Source, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    """The signals of each target on rows of this role, [1 + r, n] by their names."""
+    signals = [_signals(target, source) for target in targets]
+    return {f"{role} {name}": np.stack([one[name] for one in signals]) for name in signals[0]}
 
 
 def _signals(target: Target, source: Source) -> dict[str, np.ndarray]:
@@ -252,7 +320,7 @@ def out_variance(odds: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> floa
         degrees += int((out.count(0) - 1).sum())
     if degrees:
         return max(squares / degrees, 1e-12)
-    whole = np.concatenate([values[1:].reshape(-1) for values in odds])
+    whole = np.concatenate([v[1:][~saw] for v, saw in zip(odds, seen, strict=True)])
     return max(float(whole.var()), 1e-12)
 
 
@@ -304,17 +372,17 @@ def judged(evidence: Mapping[str, np.ndarray]) -> MembershipResult:
         (evidence[f"members {name}"], evidence[f"non-members {name}"])
         for name in ("log", "odds", "right")
     )
-    saw = evidence["seen"]
-    none = np.zeros((len(saw), log[1].shape[1]), bool)
+    saw, count = evidence["seen"], log[1].shape[1]
+    saw_others = evidence.get("seen non-members", np.zeros((len(saw), count), bool))
     scores = dict[MembershipName, tuple[np.ndarray, np.ndarray]]()
     scores["loss"] = log[0][0], log[1][0]
     if len(saw):
         slope = float(evidence["slope"][0])
-        inside, outside = rmia(log[0], saw, slope), rmia(log[1], none, slope)
+        inside, outside = rmia(log[0], saw, slope), rmia(log[1], saw_others, slope)
         own = shares_above(outside, outside) * len(outside) / (len(outside) - 1)  # but itself
         scores["rmia"] = shares_above(inside, outside), own
-        variance = out_variance(odds, (saw, none))
-        scores["lira"] = lira(odds[0], saw, variance), lira(odds[1], none, variance)
+        variance = out_variance(odds, (saw, saw_others))
+        scores["lira"] = lira(odds[0], saw, variance), lira(odds[1], saw_others, variance)
     level = 1 - (1 - LEVEL) / len(scores)  # of all together
     attacks = [
         MembershipAttack(
@@ -327,10 +395,11 @@ def judged(evidence: Mapping[str, np.ndarray]) -> MembershipResult:
     ]
     return MembershipResult(
         members=log[0].shape[1],
-        non_members=log[1].shape[1],
+        non_members=count,
+        repeated=int(evidence.get("repeated", np.zeros(2, int)).sum()),
         references=len(saw),
         member_accuracy=exact_interval(int(right[0][0].sum()), log[0].shape[1]),
-        non_member_accuracy=exact_interval(int(right[1][0].sum()), log[1].shape[1]),
+        non_member_accuracy=exact_interval(int(right[1][0].sum()), count),
         member_loss=-float(log[0][0].mean()),
         non_member_loss=-float(log[1][0].mean()),
         attacks=attacks,

@@ -113,15 +113,19 @@ def opened(model: Any, data: dict[str, Any], access: Access) -> Audited:
 
 
 @contextmanager
-def audit_folder(out: Path | str | None) -> Iterator[Path]:
+def audit_folder(out: Path | str | None, *, resumable: bool = False) -> Iterator[Path]:
     """An empty folder for an audit: `out`, or a copy of it where it is a URL; None: a new temporary
     one. An audit that fails leaves it as it was.
+
+    Args:
+        resumable: it may hold a journal, which the caller opens; what that has by then stays.
 
     Raises:
         InputError: it holds something.
     """
-    with run_folder(out) as folder, left_as_found(folder, resumable=False):
-        refuse_taken(folder)
+    with run_folder(out) as folder, left_as_found(folder, resumable=resumable):
+        if not resumable:
+            refuse_taken(folder)
         yield folder
 
 

@@ -29,9 +29,11 @@ SPLIT = 32  # parts that are split at once
 TRIED = 3  # ReLUs of a part that are tried
 MOST = 1 << 30  # bytes of the parts that are left
 # Of the search for wrong inputs: starts of each margin before its region is split, parts after
-# which it starts again, at first and at most, in how many of them, steps, how far the first one
-# goes, and what is kept of the last direction.
-STARTS, AT_FIRST, EVERY, SHOWN, DOWN, STRIDE, MOMENTUM = 4, 64, 256, 8, 60, 0.3, 0.75
+# which it starts again, at first and at most, in how many of them, steps of each kind, how far the
+# first one goes, the first short one in eps, what is kept of the last direction, and the share of
+# the gap to the bound below which short ones follow.
+STARTS, AT_FIRST, EVERY, SHOWN, DOWN = 4, 64, 256, 8, 60
+STRIDE, SHORT, MOMENTUM, CLOSE = 0.3, 0.1, 0.75, 0.1
 
 # Of parts of a region: by a name and an activation's node, [parts, *shape] each.
 #   sign: 1 or -1 where the part is that of one sign of what the activation takes, else 0: int8
@@ -82,21 +84,38 @@ def nearest(rows: Rows, end: float, judge: Callable[[Tensor], bool]) -> Tensor:
     )
     x = _lowest(rows, noise.to(rows.region.x))
     margin = rows.margins(torch.zeros_like(every), every)[:, 0]
-    lowest, wrong = _descended(rows, x, margin, end)
+    lowest, _, wrong = _walked(rows, x, margin, end)
     if len(wrong) and judge(wrong):
         return classes[:0]
     return classes[lowest.view(STARTS, -1).amin(0).argsort()]
 
 
-def _descended(rows: Rows, x: Tensor, margin: Tensor, end: float) -> tuple[Tensor, Tensor]:
-    """The lowest values of margins [p, k] on the way from inputs x [p, *shape] downwards, [p], and
-    the inputs at which some are not above 0; a time `end` cuts it short.
+def _far(rows: Rows, x: Tensor, along: Tensor, left: float) -> Tensor:
+    """Some of the way to where a linear function is lowest in the region (Frank and Wolfe 1956), so
+    that it is never left."""
+    return torch.lerp(x, _lowest(rows, along), STRIDE * left)
 
-    A step goes some of the way to where a linear function is lowest in the region (Frank and Wolfe
-    1956), so that it never leaves it.
+
+def _short(rows: Rows, x: Tensor, along: Tensor, left: float) -> Tensor:
+    """A projected step, which ends lower where not all of an input is at the region's edge."""
+    region = rows.region
+    return region.closest(x - SHORT * left * region.eps * region.norm.steepest(along))
+
+
+def _walked(
+    rows: Rows,
+    x: Tensor,
+    margin: Tensor,
+    end: float,
+    onward: Callable[[Rows, Tensor, Tensor, float], Tensor] = _far,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest values of margins [p, k] on the way from inputs x [p, *shape] downwards, [p],
+    where they are met, and the inputs at which some are not above 0; a time `end` cuts it short.
+
+    Each step goes `onward` from a point, along a direction, with the share of steps left.
     """
-    lowest, wrong = torch.full_like(x.flatten(1)[:, 0], torch.inf), [x[:0]]
-    along = torch.zeros_like(x)
+    lowest, best = torch.full_like(x.flatten(1)[:, 0], torch.inf), x
+    wrong, along = [x[:0]], torch.zeros_like(x)
     for step in range(DOWN):
         if time.monotonic() >= end:
             break
@@ -105,12 +124,13 @@ def _descended(rows: Rows, x: Tensor, margin: Tensor, end: float) -> tuple[Tenso
             value = (rows.graph(given) * margin).sum(1)
             (a,) = torch.autograd.grad(value.sum(), given)
         value = value.detach()
+        best = torch.where(wide(value < lowest, x), x, best)
         lowest = torch.minimum(lowest, value)
         wrong.append(x[value <= 0])
         size = a.abs().flatten(1).sum(1).clamp_min(torch.finfo(a.dtype).tiny)
         along = MOMENTUM * along + a / wide(size, a)
-        x = torch.lerp(x, _lowest(rows, along), STRIDE * (1 - step / DOWN))
-    return lowest, torch.cat(wrong)
+        x = onward(rows, x, along, 1 - step / DOWN)
+    return lowest, best, torch.cat(wrong)
 
 
 def _lowest(rows: Rows, a: Tensor) -> Tensor:
@@ -233,11 +253,15 @@ class _Margin:
     def met(self, state: State, end: float) -> tuple[float, Tensor]:
         """The lowest margin met before a time `end`, from where the lines of the lowest parts are
         lowest; and the inputs at which it was not above 0."""
-        at = state["lower", 0].argsort()[:SHOWN]
-        a, _ = self._pulled(*self._fitted(_taken(state, at), self.single))
-        start = _lowest(self.double, a.double())
-        lowest, wrong = _descended(self.double, start, self.margin[:, 0], end)
-        return float(lowest.min()), wrong
+        rows, lower = self.single, state["lower", 0]
+        at = lower.argsort()[:SHOWN]
+        a, _ = self._pulled(*self._fitted(_taken(state, at), rows))
+        lowest, best, wrong = _walked(rows, _lowest(rows, a), self.margin[:, 0].to(a), end)
+        least = float(lowest.min())
+        if not len(wrong) and least < CLOSE * (least - float(lower.min())):
+            lowest, _, wrong = _walked(rows, best, self.margin[:, 0].to(a), end, _short)
+            least = min(least, float(lowest.min()))
+        return least, self.double.region.closest(wrong.double())
 
     def _fitted(self, state: State, of: Rows) -> tuple[Rows, State]:
         """The row once a part, with the lines that the signs leave it, and slopes within them."""

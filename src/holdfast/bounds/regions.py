@@ -49,6 +49,13 @@ class Region:
         slack = SUM_UNIT * ((slope.abs() * sizes).flatten(1).sum(1) + at_0.abs())
         return replace(self, slope=slope, at_0=at_0 - slack)
 
+    def closest(self, x: Tensor) -> Tensor:
+        """Where the ball of a single row is closest to inputs x [p, *shape]."""
+        eps, lo, hi = (
+            part.expand(len(x), *part.shape[1:]) for part in (self.eps, self.lo, self.hi)
+        )
+        return self.x + self.norm.project(x - self.x, eps, lo, hi)
+
     def least(self, a: Tensor, rows: Tensor, window: Window) -> Tensor:
         """Below <a, input> over the regions of these rows [p]: [p], of coefficients a of a window;
         without a half-space, the smallest."""

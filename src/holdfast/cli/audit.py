@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options, texts, writing
+from holdfast.cli.command import Action
 from holdfast.errors import InputError
 from holdfast.urls import named
 
@@ -70,6 +71,16 @@ def membership(
             metavar="MODEL",
         ),
     ] = None,
+    references: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=1000,
+            help="Train so many models to compare with, each on a random half of the rows; an even "
+            "number, 4 or more.",
+            metavar="N",
+        ),
+    ] = None,
     saw: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,30 +99,57 @@ def membership(
     ] = None,
     how: options.ModelOptions,
     rows: options.DataOptions,
-    where: options.AuditOptions,
+    epochs: Annotated[
+        int,
+        options.about_training(
+            min=1, max=100_000, help="Passes of each of --references over its rows.", metavar="N"
+        ),
+    ] = 30,
+    devices: options.Devices = 1,
+    where: options.RunOptions,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
     """Try to know the rows that a model was trained on by its answers: by the loss, and with
     reference models by RMIA and LiRA."""
-    folder = options.audit_folder_of(model, "membership", **where)
+    _check_references(references, reference, saw, where["resume"])
+    folder = options.folder_of(model, "membership", **where)
     from holdfast.audit.membership import audit_membership
+    from holdfast.audit.references import ToTrain
 
     inside = options.open_source(members, "train", **rows)
     outside = options.open_source(non_members, "test", **rows)
-    with writing.resumable(folder, kept=False) as here:
+    compared: Any = [options.open_target(one, inside, **how) for one in reference or ()]
+    if references is not None:
+        compared = ToTrain(references, epochs, how["batch_size"] or 64, devices)
+    with writing.resumable(folder, kept=references is not None) as here:
         audit, _ = audit_membership(
             options.open_target(model, inside, **how),
             inside,
             outside,
-            references=[options.open_target(one, inside, **how) for one in reference or ()],
+            references=compared,
             seen=None if saw is None else [_places(text) for text in saw],
             fprs=fpr or None,
             seed=seed,
             out=here,
+            resume=where["resume"],
             names=_names(model, how, rows, "train"),
+            on_progress=lambda what: typer.echo(what, err=True),
         )
         return _conclude(audit, here, json=json)
+
+
+def _check_references(
+    count: int | None, given: list[str] | None, saw: list[str] | None, resume: bool
+) -> None:
+    """Refuse options that do not go together."""
+    if count is None and resume:
+        raise InputError("--resume goes on with the training of --references; give that too.")
+    if count is not None and (given or saw):
+        raise InputError(
+            "--references trains models to compare with, and --reference and --saw name those that "
+            "are trained already; give one of both."
+        )
 
 
 def extraction(
@@ -123,6 +161,14 @@ def extraction(
         str,
         typer.Option(help="Budgets, each for a copy of its own: 1000,10000.", metavar="N,..."),
     ] = "1000,10000",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What the adversary sees: scores, labels, or "rounded(2)", to two decimals; '
+            "default what the model gives; repeatable.",
+            metavar="KIND",
+        ),
+    ] = None,
     attack: Annotated[
         str,
         typer.Option(help="What makes the adversarial examples on a copy.", metavar="ATTACK"),
@@ -152,6 +198,7 @@ def extraction(
     asked = {
         "threat": threat,
         "queries": [int(number) for number in budgets],
+        "answers": answers or (),
         "attack": attack,
         "rows": samples,
         "seed": seed,
@@ -254,3 +301,11 @@ def _conclude(audit: AnyAudit, folder: Path, *, json: bool) -> int:
         writing.show(audited.summary(audit))
     typer.echo(f"report: {named(page)}", err=True)
     return 0
+
+
+COMMANDS: dict[str, Action] = {
+    "backdoor": backdoor,
+    "data": training_data,
+    "membership": membership,
+    "extraction": extraction,
+}

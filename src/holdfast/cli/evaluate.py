@@ -187,7 +187,7 @@ def conclude(
         with untrusted(run.folder):  # a finished run that is gone on with may be anyone's
             writing.show(terminal.summary(run.manifest))
     typer.echo(f"report: {named(page)}", err=True)
-    if unfinished or run.unfinished:
+    if (unfinished or run.unfinished) and not writing.within:
         typer.echo(
             "time ran out before all attacks had run; go on with the same command and --out "
             f"{named(run.folder)} --resume, with any --max-seconds or none.",

@@ -18,13 +18,14 @@ def listing(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, audits, protocols, recipes, objectives, regularizers, defences or data.",
+            help="attacks, audits, protocols, recipes, objectives, regularizers, defences, poisons "
+            "or data.",
             metavar="WHAT",
         ),
     ],
 ) -> int:
-    """List attacks, objectives, regularizers or defences with their options, protocols, recipes,
-    audits, or kinds of data."""
+    """List attacks, objectives, regularizers, defences or poisons with their options, protocols,
+    recipes, audits, or kinds of data."""
     if what == "attacks":  # from a page that `make docs` writes: they themselves would import torch
         page = resources.files("holdfast.cli").joinpath("attacks.txt").read_text("utf-8")
         typer.echo(page, nl=False)
@@ -82,7 +83,7 @@ def _part(name: str, maker: Any) -> str:
     )
 
 
-def _defence(name: str, kind: Any) -> str:
+def _with_options(name: str, kind: Any) -> str:
     fields = dataclasses.fields(kind)
     default = {
         f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
@@ -103,7 +104,8 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "recipes": ("holdfast.hardening.recipes:RECIPES", _recipe),
     "objectives": ("holdfast.hardening.objectives:OBJECTIVES", _part),
     "regularizers": ("holdfast.hardening.regularizers:REGULARIZERS", _part),
-    "defences": ("holdfast.targets.preprocess:GUARDS", _defence),
+    "defences": ("holdfast.targets.preprocess:GUARDS", _with_options),
+    "poisons": ("holdfast.training.poison:POISONS", _with_options),
     "audits": ("holdfast.audit:AUDITS", lambda name, text: f"{name}  {text}"),
     "data": ("holdfast.data:KINDS", lambda _, text: text),
 }

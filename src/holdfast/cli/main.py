@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from holdfast import memory, quiet
 from holdfast.cli import (
     attack,
     audit,
+    audit_all,
     certify,
     demo,
     evaluate,
@@ -26,8 +28,8 @@ from holdfast.cli import (
     train,
     view,
 )
-from holdfast.cli.command import Action, Command, guarded, with_shared_options
-from holdfast.cli.workers import with_workers
+from holdfast.cli.command import Action, Command, guarded
+from holdfast.cli.workers import whole
 from holdfast.version import VERSION
 
 COMMANDS: dict[str, Action] = {
@@ -44,13 +46,11 @@ COMMANDS: dict[str, Action] = {
     "list": listing.listing,
     "demo": demo.demo,
 }
-SHARED = "evaluate", "certify"  # whose rows several processes may share
 GENERATE: dict[str, Action] = {"train": generate.train, "sample": generate.sample}
 AUDIT: dict[str, Action] = {
-    "backdoor": audit.backdoor,
-    "data": audit.training_data,
-    "membership": audit.membership,
-    "extraction": audit.extraction,
+    **audit.COMMANDS,
+    audit_all.ALL: audit_all.audit_all,
+    "plan": audit_all.write_plan,
 }
 SCHEMA: dict[str, Action] = {"infer": schema.infer}
 
@@ -75,20 +75,25 @@ def _holdfast(
 def _add(group: typer.Typer, commands: dict[str, Action]) -> None:
     for name, command in commands.items():
         said = " ".join((command.__doc__ or "").split())
-        whole = with_shared_options(command)
-        if name in SHARED:
-            whole = with_workers(name, whole)
-        group.command(name, cls=Command, help=said)(guarded(whole))
+        group.command(name, cls=Command, help=said)(guarded(whole(name, command)))
 
 
 _add(app, COMMANDS)
 GROUPS = (
-    ("generate", "Generative models, as data for hardening.", GENERATE),
-    ("schema", "What the rows of a table may be.", SCHEMA),
-    ("audit", "What else than evasion may be wrong with a model?", AUDIT),
+    ("generate", "Generative models, as data for hardening.", GENERATE, TyperGroup),
+    ("schema", "What the rows of a table may be.", SCHEMA, TyperGroup),
+    (
+        "audit",
+        "What else than evasion may be wrong with a model? All at once: audit MODEL DATA --plan "
+        "FILE.",
+        AUDIT,
+        audit_all.Group,
+    ),
 )
-for _name, _said, _commands in GROUPS:
-    _group = typer.Typer(help=_said, no_args_is_help=True, pretty_exceptions_enable=False)
+for _name, _said, _commands, _kind in GROUPS:
+    _group = typer.Typer(
+        help=_said, cls=_kind, no_args_is_help=True, pretty_exceptions_enable=False
+    )
     _add(_group, _commands)
     app.add_typer(_group, name=_name)
 

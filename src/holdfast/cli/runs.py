@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holdfast.cli import options, texts, writing
 from holdfast.errors import HoldfastError, InputError, listed
 from holdfast.urls import named, place
+
+if TYPE_CHECKING:
+    from holdfast.runs.manifest import Manifest
 
 SLOWER = 10  # times as long as the run's may a proof take that is made again
 
@@ -32,22 +35,62 @@ def verify(
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
     the report. What no option says of model and data is as the run says it. Of an audit every
     figure is computed from its evidence, without MODEL and DATA too."""
+    from holdfast.runs import audit_plan
+    from holdfast.runs.audits import read
+    from holdfast.runs.remote import fetched
+    from holdfast.runs.store import is_audit, open_manifest
+
+    folder = fetched(run)
+    if audit_plan.is_here(folder):
+        return _verify_steps(folder, run, model, data, how, rows, perceptual, groups, full=full)
+    if is_audit(folder):
+        wrong = _verify_audit(folder, model, data, how, rows)
+        code = _say(run, wrong, "every figure follows from its evidence.")
+        if not wrong:
+            typer.echo(_asked_again(read(folder).audit, model))
+        return code
+    if model is None or data is None:
+        open_manifest(folder)  # where there is no run at all, that is what to say
+        raise InputError(f"{run} is a run; to verify it takes the MODEL and the DATA, too.")
+    wrong = _verify_run(folder, run, model, data, how, rows, perceptual, groups, full=full)
+    manifest = open_manifest(folder)[0]
+    code = _say(run, wrong, _confirmed(manifest))
+    for note in () if wrong else getattr(wrong, "notes", ()):
+        typer.echo(note)
+    return 3 if writing.contradicted(manifest) else code
+
+
+def _confirmed(manifest: Manifest) -> str:
+    from holdfast.reporting.words import percent
+
+    robust = manifest.metrics.robust_accuracy
+    return (
+        f"robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
+        f"{manifest.metrics.counts['broken']:,} stored examples were checked again on the model."
+    )
+
+
+def _verify_run(
+    folder: Path,
+    run: Any,
+    model: str,
+    data: str,
+    how: dict[str, Any],
+    rows: dict[str, Any],
+    perceptual: str | None,
+    groups: Path | None,
+    *,
+    full: bool,
+) -> list[str]:
+    """What does not hold in a run."""
     from holdfast.certification import Ladder
     from holdfast.data import suiting
     from holdfast.evaluation.verify import verify as check
     from holdfast.reporting import html
-    from holdfast.reporting.words import percent
-    from holdfast.runs.remote import fetched
-    from holdfast.runs.store import is_audit, open_manifest, read_limits
+    from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
     from holdfast.tasks import runs_code
 
-    folder = fetched(run)
-    if is_audit(folder):
-        return _verify_audit(folder, run, model, data, how, rows)
-    if model is None or data is None:
-        open_manifest(folder)  # where there is no run at all, that is what to say
-        raise InputError(f"{run} is a run; to verify it takes the MODEL and the DATA, too.")
     (manifest, _), limits = open_manifest(folder), read_limits(folder)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
         raise InputError(
@@ -58,7 +101,7 @@ def verify(
     box = options.box_of(how["bounds"], how["limits"], default, how["schema"])
     rows = suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
-    how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
+    how = {**how, "preprocess": given_again(said.preprocess, how["preprocess"] or ())}
     if how["task"] is None and runs_code(said.task):
         raise InputError(
             f"the boxes of {run} were read by a function of one's own, as {said.task} says; give "
@@ -87,19 +130,7 @@ def verify(
     schema = texts.schema_of(how["schema"])
     if schema is not None and schema.text() != manifest.threat.table:
         wrong.append(f"threat: the run was measured under another schema than {how['schema']}.")
-    notes = getattr(wrong, "notes", ())
-    if wrong:
-        _refute(run, wrong)
-        return 3 if writing.contradicted(manifest) else 1
-    robust = manifest.metrics.robust_accuracy
-    broken = manifest.metrics.counts["broken"]
-    typer.echo(
-        f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
-        f"{broken:,} stored examples were checked again on the model."
-    )
-    for note in notes:
-        typer.echo(note)
-    return 3 if writing.contradicted(manifest) else 0
+    return wrong
 
 
 def _refute(run: Any, wrong: list[str]) -> None:
@@ -114,14 +145,23 @@ def _refute(run: Any, wrong: list[str]) -> None:
     )
 
 
+def _say(run: Any, wrong: list[str], said: str) -> int:
+    """Say whether it is confirmed, and what is; the exit code."""
+    if wrong:
+        _refute(run, wrong)
+        return 1
+    typer.echo(f"{run} is confirmed: {said}")
+    return 0
+
+
 def _verify_audit(
     folder: Path,
-    run: Any,
     model: str | None,
     data: str | None,
     how: dict[str, Any],
     rows: dict[str, Any],
-) -> int:
+) -> list[str]:
+    """What does not hold in an audit."""
     from holdfast.audit.verify import verify as check
     from holdfast.reporting import audited
 
@@ -136,12 +176,75 @@ def _verify_audit(
         wrong += audited.differs(folder)
     except InputError as error:
         wrong.append(f"report.html: {error}")
-    if wrong:
-        _refute(run, wrong)
-        return 1
-    again = "" if model is None else ", and the model answers as it says"
-    typer.echo(f"{run} is confirmed: every figure follows from its evidence{again}.")
-    return 0
+    return wrong
+
+
+def _verify_steps(
+    folder: Path,
+    run: Any,
+    model: str | None,
+    data: str | None,
+    how: dict[str, Any],
+    rows: dict[str, Any],
+    perceptual: str | None,
+    groups: Path | None,
+    *,
+    full: bool,
+) -> int:
+    """Verify an audit by a plan: each of its steps, and that they are those of its report."""
+    from holdfast.reporting import audit_plan as reporting
+    from holdfast.runs import audit_plan
+    from holdfast.runs.store import open_manifest
+
+    audit, whole = audit_plan.opened(folder)
+    runs = [step for step in audit.done if step.command not in audit_plan.AUDITS]
+    if runs and (model is None or data is None):
+        raise InputError(
+            f"{run} holds {runs[0].name}, a run; to verify it takes the MODEL and the DATA, too."
+        )
+    wrong: list[str] = []
+    if not whole:
+        wrong.append(f"{audit_plan.FILE}: it was changed after the audit (its digest differs).")
+    for step in audit.done:
+        own = folder / step.name
+        found = list[str]()
+        if audit_plan.checksum(folder, step) != step.run:
+            found.append("run.json: it is not the one that the audit wrote.")
+        try:
+            if step in runs:
+                asked = open_manifest(own)[0]
+                network = perceptual if asked.perceptual else None
+                own_groups = groups if asked.data.groups else None
+                assert model is not None
+                assert data is not None
+                found += _verify_run(
+                    own, own, model, data, how, rows, network, own_groups, full=full
+                )
+            else:
+                again = step.command == "backdoor"
+                both = (model, data) if again else (None, None)
+                found += _verify_audit(own, *both, how, rows)
+        except HoldfastError as error:
+            found.append(str(error))
+        wrong += [f"{step.name}: {said}" for said in found]
+    try:
+        wrong += reporting.differs(folder)
+    except InputError as error:
+        wrong.append(f"report.html: {error}")
+    contradicted = [writing.contradicted(open_manifest(folder / step.name)[0]) for step in runs]
+    count = len(audit.done)
+    code = _say(run, wrong, f"each of {count} step{'s' * (count != 1)} was verified.")
+    return 3 if any(contradicted) else code
+
+
+def _asked_again(audit: str, model: str | None) -> str:
+    """What verify asked the model of an audit, and what it did not."""
+    if model is not None:
+        return "The model answers its triggers as it says; the search was not repeated."
+    how = "only the same audit again could show it"
+    if audit == "backdoor":
+        how = "give MODEL and DATA, and its triggers are tried again"
+    return f"The model was not asked whether the evidence is what it answers: {how}."
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
@@ -274,14 +377,24 @@ def report(
 
 
 def _report(run: Path, gate: list[str] | None, **forms: Path | None) -> int:
+    from holdfast.reporting import audit_plan as of_steps
     from holdfast.reporting import audited, html, pages, paired, terminal
     from holdfast.reporting import junit as tests
     from holdfast.reporting import markdown as md
     from holdfast.reporting import sarif as scan
-    from holdfast.runs import audits, gates
+    from holdfast.runs import audit_plan, audits, gates
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.store import is_audit, read_manifest, untrusted, write_bytes
 
+    if audit_plan.is_here(run):
+        if gate or any(forms.values()):
+            raise InputError(
+                f"{run} is an audit by a plan; give one of its steps for gates and other forms of "
+                "the report."
+            )
+        writing.show(of_steps.summary(of_steps.found(run)))
+        typer.echo(f"report: {named(of_steps.write(run))}", err=True)
+        return 0
     if is_audit(run):
         if gate or any(forms.values()):
             raise InputError(f"{run} is an audit, which has no gates and no other forms yet.")

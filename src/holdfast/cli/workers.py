@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from holdfast.cli import options, writing
-from holdfast.cli.command import Action
+from holdfast.cli.command import Action, with_shared_options
 from holdfast.cli.dispatch import TRIES, Dispatch, shards_for
 from holdfast.cli.evaluate import check_seconds, conclude, echo_estimate
 from holdfast.cli.worker import Job
@@ -56,6 +56,16 @@ Gpus = Annotated[
         metavar="N",
     ),
 ]
+
+
+SHARED = "evaluate", "certify"  # whose rows several processes may share
+
+
+def whole(name: str, command: Action) -> Action:
+    """A command with the options of the functions it names, and those of workers where it measures
+    rows."""
+    shown = with_shared_options(command)
+    return with_workers(name, shown) if name in SHARED else shown
 
 
 def with_workers(name: str, command: Action) -> Action:

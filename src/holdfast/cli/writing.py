@@ -90,6 +90,9 @@ def command_line() -> str:
     return printable(shlex.join(["holdfast", *sys.argv[1:]]))
 
 
+within = False  # whether the work is a part of another one, which says how to go on
+
+
 @contextmanager
 def resumable(folder: Path | str, *, kept: bool = True) -> Iterator[Path]:
     """Work on a run folder, or on a copy of one at a URL, which goes on where it was interrupted;
@@ -100,6 +103,8 @@ def resumable(folder: Path | str, *, kept: bool = True) -> Iterator[Path]:
         with mirrored(folder) as here:
             yield here
     except KeyboardInterrupt:
+        if within:
+            raise
         how = f"go on with the same command and --out {folder} --resume."
         typer.echo(f"interrupted; {how if kept else 'nothing was kept.'}", err=True)
         raise typer.Exit(130) from None

@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from holdfast.errors import InputError
 
 GZIP = b"\x1f\x8b"
@@ -67,25 +69,33 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def read_yaml(text: str, path: Path, extra: str) -> Any:
+class _Texts(yaml.BaseLoader):
+    """Every value is its text, and no key is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            mark, said = node.start_mark, f"{str(twice[0])[:40]!r} is there twice"
+            raise yaml.constructor.ConstructorError(None, None, said, mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, path: Path, *, texts: bool = False) -> Any:
     """What a YAML text says.
 
     Args:
-        extra: of this package, which brings pyyaml along.
+        texts: every value is read as its text, a number and nothing too; and no key may be there
+            twice.
 
     Raises:
-        InputError: it is none, or pyyaml is not there.
+        InputError: it is none.
     """
     try:
-        import yaml
-    except ImportError:
-        raise InputError(
-            f"{path} is YAML, which needs pyyaml: pip install 'holdfast[{extra}]'."
-        ) from None
-    try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Texts if texts else yaml.SafeLoader)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply for a YAML text of this kind.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(
-            f"{path} is no YAML text{f' (line {mark.line + 1})' if mark else ''}; repair it."
-        ) from None
+        line = f" (line {mark.line + 1})" if mark else ""
+        why = f": {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
+        raise InputError(f"{path} is no YAML text{line}{why}; repair it.") from None

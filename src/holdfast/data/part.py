@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -70,6 +70,34 @@ class Part(Source):
         runs = np.split(rising, np.flatnonzero(np.diff(rising) != 1) + 1)
         parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
         return tuple(np.concatenate(columns)[place] for columns in zip(*parts, strict=True))
+
+
+class Joined(Source):
+    """The rows of sources of one kind, those of one after those of the other."""
+
+    def __init__(self, *sources: Source) -> None:
+        first = sources[0]
+        self.sources, self.name = sources, " and ".join(source.name for source in sources)
+        self.shape, self.class_names, self.columns = first.shape, first.class_names, first.columns
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = zip(*(part.rows(a, b) for part, a, b in self._parts(start, stop)), strict=True)
+        return np.concatenate(x), np.concatenate(y)
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        return np.concatenate([part.labels(a, b) for part, a, b in self._parts(start, stop)])
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Source, int, int]]:
+        """The sources that hold these rows, and which rows of theirs these are."""
+        before = 0
+        for source in self.sources:
+            low, high = (min(max(at - before, 0), len(source)) for at in (start, stop))
+            if low < high or source is self.sources[0]:
+                yield source, low, high
+            before += len(source)
 
 
 def at_random(whole: Source, asked: str) -> Part:

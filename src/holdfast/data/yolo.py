@@ -108,7 +108,7 @@ def _names(path: Path, folder: Path) -> tuple[str, ...]:
     file = path if path.is_file() else folder / "data.yaml"
     if not file.is_file():
         return ()
-    content = read_yaml(file.read_text(encoding="utf-8", errors="replace"), file, "detection")
+    content = read_yaml(file.read_text(encoding="utf-8", errors="replace"), file)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[i] for i in range(len(names))]

@@ -150,11 +150,13 @@ def _attacks(audit: MembershipAudit) -> RenderableType:
 
 
 def _substitutes(audit: ExtractionAudit) -> RenderableType:
-    table = columns("queries", "agreement", "accuracy", "rows it turns", no_wrap=True)
+    table = columns("queries", "answers", "agreement", "accuracy", "rows it turns", no_wrap=True)
     for copy in audit.result.substitutes:
         shares = (copy.agreement, copy.accuracy, copy.transfer)
         table.add_row(
-            f"{copy.queries:,}", *(f"{words.percent(s.value)} [{words.span(s)}]" for s in shares)
+            f"{copy.queries:,}",
+            copy.answers,
+            *(f"{words.percent(s.value)} [{words.span(s)}]" for s in shares),
         )
     return table
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from holdfast.arguments import checked
 from holdfast.errors import InputError
+from holdfast.reporting import audit_plan as of_steps
 from holdfast.reporting import audited, html, paired
+from holdfast.runs import audit_plan
 from holdfast.runs.compare import compare
 from holdfast.runs.run import Run, folder_of
 from holdfast.runs.store import is_audit
@@ -32,7 +34,9 @@ def report(run: Run | os.PathLike[str] | str, *, open: bool = False) -> Path:
     folder = folder_of(run)
     path = folder / "report.html"
     if not path.exists():
-        if is_audit(folder):
+        if audit_plan.is_here(folder):
+            of_steps.write(folder)
+        elif is_audit(folder):
             audited.write(folder)
         else:
             (write_hardening if is_hardening(folder) else html.write)(folder)

@@ -100,6 +100,7 @@ class MembershipAttack(Record):
 class MembershipResult(Record):
     members: int
     non_members: int
+    repeated: int = 0  # rows that occur again among them, and were left out
     references: int  # models of the same kind, to compare with
     member_accuracy: Interval
     non_member_accuracy: Interval
@@ -112,6 +113,7 @@ class Substitute(Record):
     """A network trained on a model's answers, on rows that it was not trained on."""
 
     queries: int  # rows that the model was asked about for it
+    answers: str = ""  # what it was trained on: scores, labels, rounded(2)
     agreement: Interval  # how often both answer alike
     accuracy: Interval
     # of the rows that the model has right, those that examples made on the copy turn

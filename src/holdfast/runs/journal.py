@@ -164,10 +164,23 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
         raise
 
 
+class Accepted(Exception):
+    """What was asked is refused by nothing that is known before the work begins."""
+
+
+checking = False  # whether work ends there
+
+
 @contextmanager
 def run_folder(out: Path | str | None) -> Iterator[Path]:
     """The folder `out`, or a copy of it where it is a URL, `left_as_found`; None: a new temporary
-    one, which goes with an error."""
+    one, which goes with an error.
+
+    Raises:
+        Accepted: the work is only checked, and here it would begin.
+    """
+    if checking:
+        raise Accepted
     if out is not None:
         with mirrored(out) as folder, left_as_found(folder):
             yield folder

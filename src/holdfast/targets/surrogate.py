@@ -139,23 +139,43 @@ def _turned(x: Tensor, target: Target) -> Tensor:
     return x.movedim(-1, 1) if target.inputs.layout == "nhwc" and x.ndim == 4 else x
 
 
-class _Centred(nn.Module):
-    """Raw inputs in [-1, 1]."""
+class _Scaled(nn.Module):
+    """Raw inputs so that `zero` becomes 0, and `one` 1."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, zero: float, one: float) -> None:
         super().__init__()
-        self.middle, self.reach = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
+        self.zero, self.reach = zero, one - zero
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.middle) / self.reach
+        return (x - self.zero) / self.reach
 
     def extra_repr(self) -> str:
-        return f"{self.middle}, {self.reach}"
+        return f"{self.zero}, {self.reach}"
+
+
+def shallow_net(target: Target, seed: int) -> nn.Module | None:
+    """A network of two convolutions, each halved, and two linear layers, for the images of a bound
+    target; None where its inputs are none.
+
+    For `distil`: FGSM's examples transfer from it as often as from the default, or more often.
+    """
+    if target.shape is None or len(target.shape) != 3:
+        return None
+    c, h, w = _turned(torch.empty(1, *target.shape), target).shape[1:]
+    with sealed(seed):
+        return nn.Sequential(
+            _Scaled(target.bounds.low, target.bounds.high),
+            *(nn.Conv2d(c, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
+            *(nn.Flatten(), nn.Linear(32 * -(-h // 4) * -(-w // 4), 128), nn.ReLU()),
+            nn.Linear(128, target.task.k),
+        )
 
 
 def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
     """For images: 3x3 convolutions, halved until a side is at most 8; for others: three linear
     layers."""
+    centred = _Scaled((bounds.low + bounds.high) / 2, bounds.high)
     if len(shape) != 3:
         features = math.prod(shape)
         body: list[nn.Module] = [
@@ -165,7 +185,7 @@ def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
             nn.Linear(128, 128),
             nn.ReLU(),
         ]
-        return nn.Sequential(_Centred(bounds), *body, nn.Linear(128, k))
+        return nn.Sequential(centred, *body, nn.Linear(128, k))
     (c, h, w), width, body = shape, 16, []
     while max(h, w) > 8:
         body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
@@ -179,4 +199,4 @@ def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
         nn.Flatten(),
     ]
     body += [nn.Linear(2 * width * -(-h // 2) * -(-w // 2), 64), nn.ReLU(), nn.Linear(64, k)]
-    return nn.Sequential(_Centred(bounds), *body)
+    return nn.Sequential(centred, *body)

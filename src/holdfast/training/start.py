@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from holdfast.errors import InputError
+
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
@@ -33,6 +35,23 @@ def ibp(net: nn.Module, seed: int) -> None:
                     continue
                 deviation = math.sqrt(2 * math.pi) / weight[0].numel()
                 weight.copy_(deviation * torch.randn(weight.shape, generator=draws))
+
+
+def fresh(net: nn.Module) -> None:
+    """New ones, in place, as each layer draws its own, by torch's random numbers.
+
+    Raises:
+        InputError: a layer has weights, and no `reset_parameters` that draws new ones.
+    """
+    for name, part in net.named_modules():
+        reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+        if reset is not None:
+            reset()
+        elif list(part.parameters(recurse=False)):
+            raise InputError(
+                f"{name or 'the network'} ({type(part).__name__}) has weights of its own and no "
+                "reset_parameters() that draws new ones."
+            )
 
 
 STARTS: dict[str, Callable[[nn.Module, int], None]] = {"given": given, "ibp": ibp}

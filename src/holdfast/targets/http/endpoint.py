@@ -275,7 +275,7 @@ def read(path: Path) -> Endpoint:
     try:
         text = path.read_text(encoding="utf-8")
         return Endpoint.model_validate(
-            json.loads(text) if path.suffix.lower() == ".json" else read_yaml(text, path, "http")
+            json.loads(text) if path.suffix.lower() == ".json" else read_yaml(text, path)
         )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
