@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from holdfast import spec
 from holdfast.attacks import CATALOGUE, PGD, parse, parse_trial
 from holdfast.errors import SpecError
-from holdfast.evaluation.protocols import PROTOCOLS
+from holdfast.evaluation.protocols import PROTOCOLS, SMALLEST
 from holdfast.norms import NORMS
+from holdfast.targets.target import Access
 from holdfast.threats.threat import Threat
 
 
@@ -207,3 +208,12 @@ def test_a_loss_without_choices_is_held_to_the_known_ones() -> None:
 def test_a_norm_as_text_says_how_a_threat_is_made() -> None:
     with pytest.raises(SpecError, match=r"norm of a threat is 'linf'; .*Threat\.linf\(0\.1\)"):
         Threat("linf", 0.1)  # pyright: ignore[reportArgumentType]
+
+
+def test_thorough_with_gradients_begins_with_standard() -> None:
+    bounded = {name: lists for name, (_, _, lists) in PROTOCOLS.items()}
+    for lists in (bounded, SMALLEST[Access.GRADIENTS]):
+        for norm, trials in lists["thorough"].items():
+            standard = lists["standard"].get(norm, lists["standard"].get("other"))
+            assert standard is not None
+            assert trials[: len(standard)] == standard, norm

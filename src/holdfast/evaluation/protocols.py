@@ -102,7 +102,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "thorough": (
-        5,
+        6,
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
@@ -206,6 +206,14 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
+_SMALLEST = {
+    "linf": ("fmn(steps=200)", "fab(steps=50)", "brendelbethge(steps=120)"),
+    "l2": ("ddn(steps=100)", "fmn(steps=200)", "brendelbethge(steps=120)"),
+    "l1": ("fmn(steps=200)", "alma(steps=200)", "brendelbethge(steps=120)"),
+    "l0": ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)"),
+    "l0 by pixel": (*_PIXELS[:2], "fmn(steps=300)"),
+}
+
 # What the protocols are where eps is inf: searches for the smallest perturbation, each of which
 # takes all rows.
 SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
@@ -215,34 +223,37 @@ SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
             "l0 by pixel": _PIXELS[:1],
             "other": ("fmn(steps=50)",),
         },
-        "standard": {
-            "linf": ("fmn(steps=200)", "fab(steps=50)", "brendelbethge(steps=120)"),
-            "l2": ("ddn(steps=100)", "fmn(steps=200)", "brendelbethge(steps=120)"),
-            "l1": ("fmn(steps=200)", "alma(steps=200)", "brendelbethge(steps=120)"),
-            "l0": ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)"),
-            "l0 by pixel": (*_PIXELS[:2], "fmn(steps=300)"),
-        },
+        "standard": _SMALLEST,
         "thorough": {
             "linf": (
+                *_SMALLEST["linf"],
                 "fmn(steps=1000)",
                 "fab(steps=100, restarts=3)",
                 "pdpgd(steps=500)",
                 "brendelbethge(steps=480)",
             ),
             "l2": (
+                *_SMALLEST["l2"],
                 "ddn(steps=1000)",
                 "fmn(steps=1000)",
                 "alma(steps=1000)",
                 "brendelbethge(steps=480)",
             ),
             "l1": (
+                *_SMALLEST["l1"],
                 "fmn(steps=1000)",
                 "alma(steps=1000)",
                 "ead(steps=1000)",
                 "brendelbethge(steps=480)",
             ),
-            "l0": ("sigmazero(steps=1000)", "vfga(steps=100, restarts=3)", "fmn(steps=1000)"),
+            "l0": (
+                *_SMALLEST["l0"],
+                "sigmazero(steps=1000)",
+                "vfga(steps=100, restarts=3)",
+                "fmn(steps=1000)",
+            ),
             "l0 by pixel": (
+                *_SMALLEST["l0 by pixel"],
                 "brendelbethge(steps=480)",
                 "sigmazero(steps=1000)",
                 "fmn(steps=1000)",
