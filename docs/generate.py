@@ -116,7 +116,7 @@ def attacks() -> str:
         rules = dict.fromkeys(inspect.getdoc(type(rule)) for rule in kind.variants.values())
         if len(rules) > 1:
             doc = "\n\n".join([doc, *filter(None, rules)])
-        norms = ", ".join(sorted(kind.norms))
+        norms = ", ".join(sorted(kind.norms)) + "; l0 also by pixels" * kind.groups
         table = "\n".join(
             f"| `{name}` | `{default!r}` | {takes} | {text} |"
             for name, default, takes, text in fields_of(kind)

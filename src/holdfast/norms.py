@@ -14,11 +14,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from holdfast.errors import SpecError
 from holdfast.rng import Keys
 
 
 class Norm(ABC):
-    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or
+    """One norm. What it counts as one is a unit: a feature, or a group of them; columns [n, u] hold
+    a value of each. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or
     `Linf(scale)`."""
 
     name: str
@@ -27,6 +29,7 @@ class Norm(ABC):
     dense: bool = True  # its steepest step moves every feature
     boxed: bool = False  # its ball is a box, so that each feature may have an eps of its own
     noise: str = ""  # the kind under which a majority of votes holds within a radius of it
+    group: str = ""  # which features count as one: those of a `pixel` of an image
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -110,6 +113,38 @@ class Norm(ABC):
         """argmin over v of |v - d|^2 / 2 + weight * size(v), with the weight [n, 1, ...] a row."""
         far = torch.full_like(d, torch.inf)
         return d - self.polar.project(d, weight, -far, far)  # Moreau's decomposition
+
+    def grouped(self, group: str) -> Norm:
+        """This norm with the features of each `group` counted as one.
+
+        Raises:
+            SpecError: it has no such group.
+        """
+        if group:
+            raise SpecError(
+                f"group is {group!r}, but only l0 counts some features as one: 'pixel'."
+            )
+        return self
+
+    def per_unit(self, a: Tensor) -> Tensor:
+        """The sums of values a [n, *shape] over each unit: [n, u]."""
+        return a.flatten(1)
+
+    def spread(self, column: Tensor, like: Tensor) -> Tensor:
+        """The value of its unit, of [n, u], at each feature: [n, *shape]."""
+        return column.view_as(like)
+
+    def changed(self, d: Tensor) -> Tensor:
+        """Which units change: [n, u] bool."""
+        return (d != 0).flatten(1)
+
+    def pooled(self, a: Tensor) -> Tensor:
+        """At each feature the sum of values a [n, *shape] over its unit: [n, *shape]."""
+        return a
+
+    def in_layout(self, layout: str) -> Norm:
+        """This norm of inputs in this layout, `nchw` or `nhwc`."""
+        return self
 
     def rounding(self, features: int, ulp: float | Tensor) -> float:
         """The most that an error of `ulp` (one, or [*shape]) in every feature adds to a size."""
@@ -446,14 +481,17 @@ class _L0(_OneFeature):
     scales = False
     grain = 1.0
 
+    def grouped(self, group: str) -> Norm:
+        return self if not group else _grouped(group)
+
     def size(self, d: Tensor) -> Tensor:
-        return (d != 0).flatten(1).sum(1).to(d.dtype)
+        return self.changed(d).sum(1).to(d.dtype)
 
     def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         return lo, hi
 
     def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        gain = (g.abs() * torch.where(g > 0, -lo, hi)).flatten(1).sort(1, descending=True).values
+        gain = self.per_unit(g.abs() * torch.where(g > 0, -lo, hi)).sort(1, descending=True).values
         place = torch.arange(gain.shape[1], device=g.device)
         return -torch.where(place < eps.reshape(-1, 1).floor(), gain, 0).sum(1)
 
@@ -463,13 +501,13 @@ class _L0(_OneFeature):
         few = self.size(inside) <= eps.flatten()
         if bool(few.all()):
             return inside
-        # Keeping an entry spares its square, but for what the box takes of it.
-        spared = (d.square() - (d - inside).square()).flatten(1)
+        # Keeping a unit spares its squares, but for what the box takes of them.
+        spared = self.per_unit(d.square() - (d - inside).square())
         order = spared.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(spared.shape[1], device=d.device)
         kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        nearest = inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
-        return torch.where(wide(few, d), inside, nearest)
+        chosen = torch.zeros_like(spared).scatter(1, order, kept.to(spared))
+        return torch.where(wide(few, d), inside, inside * self.spread(chosen, d))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=True)
@@ -477,14 +515,17 @@ class _L0(_OneFeature):
     def along(
         self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor
     ) -> Tensor:
-        # This share of the changed entries, those that lead least far, fall to 0. Of the others
+        # This share of the changed units, those that lead least far, fall to 0. Of the others
         # those that are changed move first, which costs nothing, then as few more as the gap asks
         # for.
-        worth = torch.where(d != 0, g * d, torch.inf).flatten(1)
+        changed = self.changed(d)
+        worth = torch.where(changed, self.per_unit(g * d), torch.inf)
         rank = worth.argsort(dim=1, stable=True).argsort(dim=1)
-        dropped = (rank < (share * self.size(d)).ceil()[:, None]).view_as(d) & (d != 0)
+        out = (rank < (share * self.size(d)).ceil()[:, None]) & changed
+        dropped = self.spread(out, d)
         gap, v = gap + torch.where(dropped, g * d, 0).flatten(1).sum(1), torch.where(dropped, 0, d)
-        for free in (v != 0, v == 0):
+        kept = self.spread(self.changed(v), v)
+        for free in (kept, ~kept):
             low, high = torch.where(free, lo - v, 0), torch.where(free, hi - v, 0)
             v = (v + self.reach(g, gap.clamp_min(0), low, high)).clamp(lo, hi)
             # what not even all of them give
@@ -517,6 +558,88 @@ class _L0(_OneFeature):
         return self.extreme(keys, like) * wide(keys.fold("length").uniform((), like.dtype), like)
 
 
+class Pixels(_L0):
+    """The number of pixels of images that change, whichever of their channels do; these are at
+    `axis` of [n, *shape]. Dual, steepest step and samples are those of one pixel."""
+
+    group = "pixel"
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
+
+    def in_layout(self, layout: str) -> Norm:
+        return Pixels({"nhwc": -1}.get(layout, 1))
+
+    def per_unit(self, a: Tensor) -> Tensor:
+        return a.sum(self.axis).reshape(len(a), -1)
+
+    def spread(self, column: Tensor, like: Tensor) -> Tensor:
+        one = like.select(self.axis, 0)
+        return column.view(len(like), *one.shape[1:]).unsqueeze(self.axis).expand_as(like)
+
+    def pooled(self, a: Tensor) -> Tensor:
+        return a.sum(self.axis, keepdim=True).expand_as(a)
+
+    def changed(self, d: Tensor) -> Tensor:
+        return (d != 0).any(self.axis).reshape(len(d), -1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return self.per_unit(g.abs()).amax(1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        steep = self.per_unit(scaled(g).abs())
+        first = torch.zeros_like(steep).scatter(1, steep.argmax(1, keepdim=True), 1)
+        return self.spread(first, g) * g.sign()
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        none = self.per_unit(torch.zeros_like(like))
+        at = keys.integers(none.shape[1])[:, None]
+        signs = keys.fold("signs").signs(like.shape[1:], like.dtype)
+        return self.spread(none.scatter(1, at, 1), like) * signs
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        none, c = self.per_unit(torch.zeros_like(like)), like.shape[self.axis]
+        none[:, (t >> c) % none.shape[1]] = 1
+        bits = like.new_tensor([(t >> i) & 1 for i in range(c)]) * 2 - 1
+        along = [1] * like.ndim
+        along[self.axis] = c
+        return self.spread(none, like) * bits.view(along)
+
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # pixel by pixel, that which gives most first; the channels of the last one go equally far
+        sign, steep, cap, need = _slopes(g, gap, lo, hi)
+        room = cap.view_as(g)
+        gain = self.per_unit(steep.view_as(g) * room)
+        order = gain.argsort(dim=1, descending=True, stable=True)
+        gained = gain.gather(1, order)
+        left = need - (gained.cumsum(1) - gained)
+        part = torch.where(gained > 0, left / gained, 0).clamp(0, 1)
+        return self.spread(torch.zeros_like(gain).scatter(1, order, part), g) * room * sign
+
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        far = self._lengths(d)
+        kept = far > (1 - share)[:, None] * far.amax(1, keepdim=True)
+        return torch.where(self.spread(kept, d), d, 0)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        far = self._lengths(d)
+        shorter = super().prox(far, weight.flatten(1))
+        return d * self.spread(shorter / torch.where(far > 0, far, 1), d)
+
+    def _lengths(self, d: Tensor) -> Tensor:
+        """The Euclidean length of the change of each pixel: [n, u]."""
+        top = d.abs().amax(self.axis, keepdim=True)
+        ratio = (d / torch.where(top > 0, top, 1)).square()
+        return self.per_unit(ratio).sqrt() * top.reshape(len(d), -1)
+
+
+def _grouped(group: str) -> Norm:
+    if group != "pixel":
+        raise SpecError(f"group is {group!r}, but l0 counts features, or by group='pixel' pixels.")
+    return Pixels()
+
+
 LINF, L2, L1, L0 = Linf(), _L2(), _L1(), _L0()
 LINF.polar, L2.polar, L1.polar, L0.polar = L1, L2, LINF, LINF
+Pixels.polar = LINF
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1, L0)}

@@ -10,7 +10,8 @@ from scipy.optimize import brentq
 
 
 def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-    """The d that maximises <c, d> over {size(d) <= eps} and the box [lo, hi] that holds 0: [f]."""
+    """The d that maximises <c, d> over {size(d) <= eps} and the box [lo, hi] that holds 0: [f].
+    Of `pixels` the entries are two channels, one after the other."""
     room = np.where(c > 0, hi, -lo) * (c != 0)
     if norm == "linf":
         return np.sign(c) * np.minimum(room, eps)
@@ -19,6 +20,11 @@ def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarra
         d = np.zeros_like(c)
         d[chosen] = (np.sign(c) * room)[chosen]
         return d
+    if norm == "pixels":
+        whole = np.argsort(-(np.abs(c) * room).reshape(2, -1).sum(0))[: int(eps)]
+        d = np.zeros_like(c).reshape(2, -1)
+        d[:, whole] = (np.sign(c) * room).reshape(2, -1)[:, whole]
+        return d.flatten()
     if norm == "l1":
         d, left = np.zeros_like(c), eps
         for i in np.argsort(-np.abs(c)):
@@ -44,14 +50,15 @@ def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarra
 def distance(norm: str, c: np.ndarray, gap: float, lo: np.ndarray, hi: np.ndarray) -> float:
     """The least eps at which <c, d> reaches gap > 0 within the box, by bisection; inf where the box
     forbids it."""
-    widest = float(len(c) if norm == "l0" else (hi - lo).sum())
+    counted = norm in ("l0", "pixels")
+    widest = float(len(c) if counted else (hi - lo).sum())
 
     def short(eps: float) -> bool:
         return float(c @ farthest(norm, c, eps, lo, hi)) < gap
 
     if short(widest):
         return math.inf
-    if norm == "l0":
+    if counted:
         return float(next(k for k in range(len(c) + 1) if not short(k)))
     nearby, far = 0.0, widest
     for _ in range(60):

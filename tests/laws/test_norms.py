@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from holdfast.norms import L0, L2, NORMS, Norm, wide
+from holdfast.norms import L0, L2, NORMS, Norm, Pixels, wide
 from holdfast.rng import Keys
 
-each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=repr)
+PIXELS = Pixels()  # here of two channels
+ALL = [*NORMS.values(), PIXELS]
+NAMES = {norm: norm.name for norm in NORMS.values()} | {PIXELS: "pixels"}
+each_norm = pytest.mark.parametrize("norm", ALL, ids=NAMES.get)
 each_convex = pytest.mark.parametrize("norm", [NORMS[name] for name in CONVEX], ids=repr)
 coordinate = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.floats(-10, 10))
 pixel = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1))
@@ -42,14 +45,14 @@ def test_the_least_of_a_linear_function_is_exact(
 ) -> None:
     g, eps, lo, hi = problem
     g = torch.where(g.abs() < 1e-100, 0, g)  # whose squares the reference cannot follow
-    eps = eps.clamp_min(1) if norm is L0 else eps
+    eps = eps.clamp_min(1) if norm.grain else eps
     least = norm.least(g.requires_grad_(), eps, lo, hi)
     (slope,) = torch.autograd.grad(least.sum(), g)
     g, least = g.detach(), least.detach()
     low, high = norm.hull(eps, lo, hi)
     for i in range(len(g)):
         c, box = g[i].flatten().numpy(), [lo[i].flatten().numpy(), hi[i].flatten().numpy()]
-        d = farthest(norm.name, -c, float(eps[i]), *box)
+        d = farthest(NAMES[norm], -c, float(eps[i]), *box)
         edges = low[i].flatten().numpy(), high[i].flatten().numpy()
         assert np.all((d >= edges[0] - 1e-9) & (d <= edges[1] + 1e-9))
         true = float(c @ d)
@@ -74,7 +77,7 @@ def test_projection_is_legal_and_nearest(
         # decides.
         pull = (d - q)[i].flatten().numpy()
         v = farthest(
-            norm.name, pull, float(eps[i]), lo[i].flatten().numpy(), hi[i].flatten().numpy()
+            NAMES[norm], pull, float(eps[i]), lo[i].flatten().numpy(), hi[i].flatten().numpy()
         )
         gap = float(pull @ (v - q[i].flatten().numpy()))
         assert gap <= 1e-9 * (1 + np.abs(pull).sum()), (
@@ -119,11 +122,7 @@ def test_projection_leaves_legal_points_alone(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "norm",
-    NORMS.values(),
-    ids=repr,
-)
+@each_norm
 def test_a_rows_projection_does_not_know_its_neighbours(norm: Norm, dtype: torch.dtype) -> None:
     n = 300
     keys = Keys.of(0, torch.arange(n))
@@ -242,7 +241,7 @@ def apart(sample: np.ndarray, reference: np.ndarray) -> float:
 @pytest.mark.parametrize("features", [2, 3])
 def test_corners_are_all_walked(norm: Norm, features: int) -> None:
     like = torch.zeros(1, features)
-    count = 2**features if norm.name == "linf" else 2 * features
+    count = 2 * features if norm in (L0, L2, NORMS["l1"]) else 2**features
     corners = {tuple(norm.corner(t, like)[0].tolist()) for t in range(count)}
     assert len(corners) == count
     assert bool((norm.size(torch.tensor(sorted(corners))) == 1).all())
@@ -250,7 +249,7 @@ def test_corners_are_all_walked(norm: Norm, features: int) -> None:
 
 def test_subnormal_gradients_keep_their_direction() -> None:
     g = torch.tensor([[3e-44, -4e-44]])
-    for norm in NORMS.values():
+    for norm in ALL:
         assert float(norm.size(norm.steepest(g))) == pytest.approx(1, abs=1e-6)
 
 
@@ -275,13 +274,13 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
         assert float(c @ at) == pytest.approx(expected, rel=tolerance, abs=tolerance)
         box = lo[i].double().flatten().numpy(), hi[i].double().flatten().numpy()
         least = (
-            distance(norm.name, c, expected * (1 - 10 * tolerance) - 10 * tolerance, *box)
+            distance(NAMES[norm], c, expected * (1 - 10 * tolerance) - 10 * tolerance, *box)
             if expected > 1e-3
             else 0
         )
         assert float(norm.size(v[i : i + 1])) >= least - 1e-6
         if abs(share) < 1 and expected > 1e-3:
-            most_needed = distance(norm.name, c, expected * (1 - tolerance), *box)
+            most_needed = distance(NAMES[norm], c, expected * (1 - tolerance), *box)
             assert (
                 float(norm.size(v[i : i + 1]))
                 <= most_needed * (1 + 100 * tolerance) + 100 * tolerance
@@ -291,12 +290,13 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
 @each_norm
 def test_prox_is_the_minimum(norm: Norm) -> None:
     """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v); for L0 the size is the
-    sum of |v|^(2/3)."""
+    sum of |v|^(2/3), of pixels that of their lengths."""
     keys = Keys.of(0, torch.arange(50))
     d, weight = keys.normal((2, 3), torch.float64), keys.fold("w").uniform((1, 1), torch.float64)
 
     def price(v: Tensor) -> Tensor:
-        size = v.abs().pow(2 / 3).flatten(1).sum(1) if norm is L0 else norm.size(v)
+        parts = norm.per_unit(v.square()).sqrt()
+        size = parts.pow(2 / 3).sum(1) if norm.grain else norm.size(v)
         return (v - d).square().flatten(1).sum(1) / 2 + weight.flatten() * size
 
     best = norm.prox(d, weight)
@@ -328,6 +328,20 @@ def test_no_choice_of_k_features_is_nearer(
         assert bool((far <= (d.flatten(1) - other).square().sum(1) + 1e-12).all())
 
 
+@given(problem=problems(), k=st.integers(0, 4))
+def test_no_choice_of_k_pixels_is_nearer(
+    problem: tuple[Tensor, Tensor, Tensor, Tensor], k: int
+) -> None:
+    d, _, lo, hi = problem
+    q = PIXELS.project(d, wide(torch.full((len(d),), float(k)), d), lo, hi)
+    assert bool((PIXELS.size(q) <= k).all())
+    inside, far = d.clamp(lo, hi), (d - q).square().flatten(1).sum(1)
+    for chosen in itertools.combinations(range(d.shape[2]), min(k, d.shape[2])):
+        other = torch.zeros_like(inside)
+        other[:, :, list(chosen)] = inside[:, :, list(chosen)]
+        assert bool((far <= (d - other).square().flatten(1).sum(1) + 1e-12).all())
+
+
 @each_norm
 @given(problem=problems(), share=st.floats(0, 1))
 def test_shrinking_leaves_d_by_no_more_than_its_size_asks(
@@ -348,7 +362,7 @@ def test_shrinking_leaves_d_by_no_more_than_its_size_asks(
 def test_samples_of_a_row_are_its_own_to_the_last_bit() -> None:
     """Also where a vectorised function rounds otherwise at the end of a batch."""
     like, ids = torch.zeros(20, 16, dtype=torch.float64), torch.arange(20)
-    for norm in NORMS.values():
+    for norm in ALL:
         for seed in range(10):
             whole = norm.sample(Keys.of(seed, ids), like)
             parts = [norm.sample(Keys.of(seed, part), like[part]) for part in ids.split(3)]

@@ -74,6 +74,7 @@ class Attack(Craft, ABC):
 
     needs: ClassVar[Access]
     norms: ClassVar[frozenset[str]] = frozenset(NORMS) - {"l0"}  # which few can search
+    groups: ClassVar[bool] = False  # counts in L0 the channels of a pixel as one, where asked to
     bounded: ClassVar[bool] = (
         True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
     )
@@ -111,7 +112,7 @@ class Attack(Craft, ABC):
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
         """Whether it can search in this norm."""
-        return norm.name in cls.norms
+        return norm.name in cls.norms and (cls.groups or not norm.group)
 
     def variant(self, p: Problem) -> Any:
         """Of its `variants` the one for the norm of this problem."""
@@ -382,6 +383,16 @@ def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None 
     if attack.of_trees:
         trees_of(target)
     threat.check_shape(threat.form(target.shape or ()))
+    if threat.norm.group and threat.norm.name in attack.norms and not attack.groups:
+        fits = sorted(
+            a.__name__.lower()
+            for a in _kinds()
+            if a.needs <= target.access and a.works_in(threat.norm)
+        )
+        raise SpecError(
+            f"{attack!r} counts features, and not {threat.norm.group}s as {threat} does. Attacks "
+            f"that can: {', '.join(fits)}."
+        )
     if not attack.works_in(threat.norm):
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."

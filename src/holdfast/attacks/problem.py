@@ -55,7 +55,7 @@ class Problem:
         pool: Pool | None = None,
         drafts: bool = False,
     ) -> None:
-        batch = Batch.of(rows)
+        batch, threat = Batch.of(rows), threat.in_layout(target.inputs.layout)
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
         self._drafts = drafts and threat.schema is not None

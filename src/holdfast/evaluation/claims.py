@@ -111,7 +111,8 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
     grid = manifest.threat.grid or ""
     said = manifest.threat.table
     schema = None if said is None else Schema.parse(said)
-    norm, eps = NORMS[manifest.threat.norm], manifest.threat.eps
+    norm = NORMS[manifest.threat.norm].grouped(manifest.threat.group or "")
+    norm, eps = norm.in_layout(manifest.model.layout), manifest.threat.eps
     return Threat(norm, eps, aim, grid=grid, schema=schema).limited(**limits)
 
 

@@ -145,6 +145,7 @@ def threat_info(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
+        group=threat.norm.group or None,
         table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
         apart=list(settings.apart),

@@ -114,6 +114,7 @@ def prepare(
     if until is not None:
         source, groups, threat = shuffled(source, groups, threat, seed)
     threat, texts = with_texts_fixed(threat, source)
+    threat = threat.in_layout(target.inputs.layout)
     target, source = with_truths(target, source, threat)
     if not attacks:
         protocols.asked(protocol, threat, target.access)  # which may refuse the name

@@ -61,8 +61,10 @@ _THOROUGH_L2 = (
     "relay(steps=6000, max_margin=0.08)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
+_PIXELS = ("brendelbethge(steps=120)", "sigmazero(steps=300)", "sparsers(steps=1000)")
 
-# Each list by norm; "other" serves the norms without one of their own. Why these trials:
+# Each list by norm, of which "l0 by pixel" goes before l0 where it counts pixels; "other" serves
+# the norms without one of their own. Why these trials:
 # docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
@@ -82,6 +84,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
                 'apgd(steps=20, loss="mifpe", restarts=3, max_margin=0.3)',
             ),
             "l0": ("sigmazero(steps=50)",),
+            "l0 by pixel": _PIXELS[:1],
         },
     ),
     "standard": (
@@ -90,7 +93,13 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
             "brings close to being broken"
         ),
-        {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
+        {
+            "other": _STANDARD,
+            "l2": _STANDARD_L2,
+            "l1": _STANDARD_L1,
+            "l0": _SPARSE[:2],
+            "l0 by pixel": _PIXELS,
+        },
     ),
     "thorough": (
         6,
@@ -100,6 +109,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
+            "l0 by pixel": (*_PIXELS, "fmn(steps=300)", "sparsers(steps=10000, restarts=3)"),
         },
     ),
     "autoattack": (
@@ -201,13 +211,18 @@ _SMALLEST = {
     "l2": ("ddn(steps=100)", "fmn(steps=200)", "brendelbethge(steps=120)"),
     "l1": ("fmn(steps=200)", "alma(steps=200)", "brendelbethge(steps=120)"),
     "l0": ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)"),
+    "l0 by pixel": (*_PIXELS[:2], "fmn(steps=300)"),
 }
 
 # What the protocols are where eps is inf: searches for the smallest perturbation, each of which
 # takes all rows.
 SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     Access.GRADIENTS: {
-        "quick": {"l0": ("sigmazero(steps=50)",), "other": ("fmn(steps=50)",)},
+        "quick": {
+            "l0": ("sigmazero(steps=50)",),
+            "l0 by pixel": _PIXELS[:1],
+            "other": ("fmn(steps=50)",),
+        },
         "standard": _SMALLEST,
         "thorough": {
             "linf": (
@@ -235,6 +250,12 @@ SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
                 *_SMALLEST["l0"],
                 "sigmazero(steps=1000)",
                 "vfga(steps=100, restarts=3)",
+                "fmn(steps=1000)",
+            ),
+            "l0 by pixel": (
+                *_SMALLEST["l0 by pixel"],
+                "brendelbethge(steps=480)",
+                "sigmazero(steps=1000)",
                 "fmn(steps=1000)",
             ),
         },
@@ -335,12 +356,14 @@ def protocol(
     access: Access = Access.GRADIENTS,
     drawn: bool = False,
     bounded: bool = True,
+    group: str = "",
 ) -> Protocol:
     """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims
     at no others.
 
     `drawn`: for a model found to be randomised, which is measured by its mean. `bounded`: False
-    where eps is inf, and the smallest perturbation is asked for.
+    where eps is inf, and the smallest perturbation is asked for. `group`: what the norm counts as
+    one, where it is no feature.
 
     Raises:
         SpecError: there is no protocol of this name, or it has no list for this norm at an eps of
@@ -356,7 +379,8 @@ def protocol(
         lists = DRAWN
     if not bounded:
         lists = _smallest(name, norm, access)
-    trials = [parse_trial(text) for text in lists.get(norm, lists.get("other", ()))]
+    own = lists.get(f"{norm} by {group}", lists.get(norm, lists.get("other", ())))
+    trials = [parse_trial(text) for text in own]
     return Protocol(
         name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials)
     )
@@ -380,7 +404,7 @@ def asked(
     """
     aimed, bounded = isinstance(threat.goal, Targeted), threat.bounded
     kind = {"aimed": aimed, "access": access, "drawn": drawn, "bounded": bounded}
-    own = protocol(name, threat.norm.name, **kind)
+    own = protocol(name, threat.norm.name, group=threat.norm.group, **kind)
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)

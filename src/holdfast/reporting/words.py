@@ -22,6 +22,9 @@ NORMS = {
     "l0": "change up to {eps} values of an input in any way (L0)",
 }
 
+# of norms that count some features as one: these
+GROUPS = {"pixel": "change up to {eps} pixels of an image in any way (L0 by pixels)"}
+
 MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
     "pixel(s) in each direction",
@@ -210,6 +213,7 @@ def _capability(manifest: Manifest) -> str:
     if not bounded(manifest):
         return f"change an input by any amount, measured in {threat.norm}"
     phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
+    phrase = GROUPS.get(threat.group or "", phrase)
     if threat.grid:
         phrase += ", to values that an 8-bit image file can hold"
     return phrase.format(unit=_unit(manifest.model), eps=eps(threat.eps))

@@ -125,6 +125,8 @@ class ThreatInfo(Record):
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]
+    # of l0: what counts as one, pixel; null: every feature
+    group: Annotated[str | None, Field(exclude_if=_unsaid)] = None
     # further eps, each a run of its own in curve/: of a task whose rows can be wrong in part
     apart: Annotated[list[float], Field(exclude_if=_unsaid)] = []
 

@@ -156,9 +156,15 @@ class Threat:
         return _threat("l1", eps, target, options)
 
     @staticmethod
-    def l0(eps: float | ArrayLike, *, target: Any = None, **options: Any) -> Threat:
-        """At most eps features change, each by any amount within the box; `target` as in `linf`."""
-        return _threat("l0", eps, target, options)
+    def l0(
+        eps: float | ArrayLike, *, group: str = "", target: Any = None, **options: Any
+    ) -> Threat:
+        """At most eps features change, each by any amount within the box; `target` as in `linf`.
+
+        With group="pixel" the channels of a pixel count as one, as in one-pixel attacks.
+        """
+        threat = _threat("l0", eps, target, options)
+        return replace(threat, norm=threat.norm.grouped(group))
 
     def limited(self, *, scale: ArrayLike | None = None, mask: ArrayLike | None = None) -> Threat:
         """This threat with a scale or a mask, [*shape] each; in place of its own mask.
@@ -199,6 +205,11 @@ class Threat:
         change."""
         if self.mask is not None and not bool(self.mask.any()):
             raise SpecError("the mask lets no feature change; it is true where one may.")
+        if self.norm.group and len(shape) != 3:
+            raise SpecError(
+                f"{self} counts the {self.norm.group}s of images with channels, but an input that "
+                f"may change is {tuple(shape)}; leave out group, and every value counts."
+            )
         if self.schema is not None:
             self._check_columns(shape)
         for name, part in self.limits.items():
@@ -215,6 +226,10 @@ class Threat:
                 f"the schema names {len(self.schema.names)} columns, but an input that may change "
                 f"is {tuple(shape)}."
             )
+
+    def in_layout(self, layout: str) -> Threat:
+        """This threat to inputs in this layout, `nchw` or `nhwc`."""
+        return replace(self, norm=self.norm.in_layout(layout))
 
     @property
     def additive(self) -> bool:
@@ -367,6 +382,8 @@ class Threat:
             goal = f", target={self.goal.t!r}"
             if isinstance(self.goal.t, Tensor):
                 goal = ", target=[one a row]"
+        if self.norm.group:
+            goal += f", group={self.norm.group!r}"
         if self.grid:
             goal += f", grid={self.grid!r}"
         if self.limits:
@@ -451,7 +468,9 @@ def _meant(text: str) -> str:
 
 
 def _maker(norm: Norm) -> Callable[..., Threat]:
-    def make(eps: float, target: int | str | None = None, grid: str = "") -> Threat:
-        return Threat(norm, eps, _goal(target), grid=grid)
+    def make(
+        eps: float, target: int | str | None = None, grid: str = "", group: str = ""
+    ) -> Threat:
+        return Threat(norm.grouped(group), eps, _goal(target), grid=grid)
 
     return make

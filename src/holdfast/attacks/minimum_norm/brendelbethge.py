@@ -42,6 +42,7 @@ class BrendelBethge(Attack):
     needs = Access.GRADIENTS
     bounded = False
     norms = frozenset(NORMS)
+    groups = True
 
     steps: int = option(1000, "gradient steps")
     walks: int = option(

@@ -34,6 +34,7 @@ class FMN(Attack):
 
     needs = Access.GRADIENTS
     norms = frozenset({"linf", "l2", "l1", "l0"})
+    groups = True
     bounded = False
     random = False
 

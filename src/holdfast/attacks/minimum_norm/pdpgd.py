@@ -46,6 +46,7 @@ class PDPGD(Attack):
 
     needs = Access.GRADIENTS
     norms = frozenset(NORMS)
+    groups = True
     bounded = False
     random = False
 

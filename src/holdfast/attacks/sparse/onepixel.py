@@ -14,9 +14,9 @@ from holdfast.attacks.shared.image_shape import ImageShape
 
 class Population(NamedTuple):
     d: Tensor  # the point last asked about, [n, *shape]
-    members: (
-        Tensor  # [n, m, e, 4]: per feature its channel, row, column and new value, each from 0 to 1
-    )
+    # [n, m, e, 4]: per feature its channel, row, column and new value, each from 0 to 1; or
+    # [n, m, e, 2 + c]: per pixel its row, column and new values
+    members: Tensor
     fitness: Tensor  # their losses, [n, m]
 
 
@@ -26,14 +26,15 @@ class OnePixel(Attack):
     without crossover).
 
     Cost: one forward a step and row, and one for the last point.
-    Differs from the paper: eps counts features, so a member holds channels, rows, columns and
-    values, not whole pixels; a child takes its parent's place at once, not at the end of a
+    Differs from the paper: unless the threat counts pixels, a member holds channels, rows, columns
+    and values of features; a child takes its parent's place at once, not at the end of a
     generation; what leaves the range is drawn anew; changes of one feature add up; the loss is
     the margin. The paper's run is `onepixel(steps=40000, population=400)`.
     """
 
     needs = Access.SCORES
     norms = frozenset({"l0"})
+    groups = True
 
     steps: int = option(10000, "members tried")
     population: int = option(50, "members; a child has three others for parents", at_least=4)
@@ -41,14 +42,15 @@ class OnePixel(Attack):
 
     def start(self, p: Problem) -> Population:
         widest = min(max(p.eps.flatten().tolist(), default=0), p.features)
+        axes, values = len(_axes(p)), 1 if not p.norm.group else ImageShape.of(p).c
         # Features come first, so that how many of them other rows have changes no draw.
-        size = (max(int(widest), 1), self.population, 4)
+        size = (max(int(widest), 1), self.population, axes + values)
         place, value = (
             p.noise("place").uniform(size, p.x.dtype),
             p.noise("value").normal(size, p.x.dtype),
         )
-        value = (0.5 + 0.5 * value[..., 3:]).clamp(0, 1)
-        members = torch.cat([place[..., :3], value], -1).transpose(1, 2)
+        value = (0.5 + 0.5 * value[..., axes:]).clamp(0, 1)
+        members = torch.cat([place[..., :axes], value], -1).transpose(1, 2)
         return Population(
             torch.zeros_like(p.x), members, p.x.new_full(members.shape[:2], -torch.inf)
         )
@@ -67,7 +69,7 @@ class OnePixel(Attack):
         )
 
     def cross(self, p: Problem, s: Population, i: int) -> Tensor:
-        """One member moved by the difference of two others, all three not the i-th: [n, e, 4]."""
+        """One member moved by the difference of two others, all three not the i-th."""
         draws = p.noise("parents").uniform((self.population,), torch.float64)
         mine = torch.arange(self.population, device=draws.device) == i
         parents = draws.masked_fill(mine, torch.inf).topk(3, 1, largest=False).indices
@@ -83,13 +85,24 @@ class OnePixel(Attack):
         )
 
     def paint(self, p: Problem, member: Tensor) -> Tensor:
-        """The perturbation that a member [n, e, 4] describes, of its first eps features."""
-        shape = ImageShape.of(p)
-        sides = member.new_tensor([shape.c, shape.h, shape.w])
-        place = (member[..., :3] * sides).long().minimum(sides.long() - 1)
-        at = (place * place.new_tensor(shape.strides)).sum(-1)
+        """The perturbation that a member describes, of its first eps features or pixels."""
+        axes = _axes(p)
+        sides, strides = (member.new_tensor(part) for part in zip(*axes, strict=True))
+        place = (member[..., : len(axes)] * sides).long().minimum(sides.long() - 1)
+        first, value = (place * strides.long()).sum(-1), member[..., len(axes) :]
+        channel = ImageShape.of(p).strides[0] * torch.arange(value.shape[-1], device=first.device)
+        at = (first[..., None] + channel).flatten(1)
         lo, hi = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi))
-        counts = torch.arange(at.shape[1], device=at.device) < p.eps.flatten().floor()[:, None]
-        change = torch.where(counts, lo + member[..., 3] * (hi - lo), 0)
+        counts = torch.arange(value.shape[1], device=at.device) < p.eps.flatten().floor()[:, None]
+        counts = counts.repeat_interleave(value.shape[-1], 1)
+        change = torch.where(counts, lo + value.flatten(1) * (hi - lo), 0)
         d = torch.zeros_like(p.x).flatten(1).scatter_add(1, at, change).view_as(p.x)
         return d.clamp(p.lo, p.hi)  # no more features than eps: the nearest legal d
+
+
+def _axes(p: Problem) -> list[tuple[int, int]]:
+    """The sides of an image that a place is chosen along, and how far features lie apart there:
+    channels, rows and columns, or of whole pixels the last two."""
+    shape = ImageShape.of(p)
+    axes = list(zip((shape.c, shape.h, shape.w), shape.strides, strict=True))
+    return axes[1:] if p.norm.group else axes

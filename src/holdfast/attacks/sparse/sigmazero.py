@@ -33,6 +33,7 @@ class SigmaZero(Attack):
 
     needs = Access.GRADIENTS
     norms = frozenset({"l0"})
+    groups = True
     bounded = False
     random = False
 
@@ -54,11 +55,13 @@ class SigmaZero(Attack):
     def step(self, p: Problem, s: Sparse, t: int) -> Sparse:
         _, g = p.gradient(s.d, self.loss)
         u = s.d / p.width
-        count = 2 * self.sigma * u / (u.square() + self.sigma).square() / u[0].numel()
+        flat = (p.norm.pooled(u.square()) + self.sigma).square()
+        count = 2 * self.sigma * u / flat / u[0].numel()
         g = scaled(torch.where(wide(p.met, g), -count, g))
         m, v = 0.9 * s.m + 0.1 * g, 0.999 * s.v + 0.001 * g.square()
         ascent = m / (1 - 0.9 ** (t + 1)) / ((v / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
         eta = self.eta * (0.1 + 0.9 * (1 + math.cos(math.pi * t / self.steps)) / 2)
         d = (s.d + eta * p.width * ascent).clamp(p.lo, p.hi)
         tau = (s.tau + self.tau_step * eta * torch.where(p.met, 1, -1)).clamp(0, 1)
-        return Sparse(torch.where(d.abs() < wide(tau, d) * p.width, 0, d), m, v, tau)
+        small = p.norm.pooled(d.abs()) < wide(tau, d) * p.width
+        return Sparse(torch.where(small, 0, d), m, v, tau)

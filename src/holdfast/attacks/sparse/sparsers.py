@@ -22,30 +22,34 @@ class SparseRS(Attack):
     A step swaps a share alpha of the changed features for others, at random ends of the box.
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a
-    feature at an end of the box goes to the other; a targeted goal ascends its margin
-    too, not its cross-entropy. The paper's alpha is 0.3, for a targeted goal 0.1.
+    Differs from the paper: unless the threat counts pixels, the channels of one are chosen one by
+    one; a feature at an end of the box goes to the other, of a pixel where all channels are; a
+    targeted goal ascends its margin too, not its cross-entropy. The paper's alpha is 0.3, for a
+    targeted goal 0.1.
     """
 
     needs = Access.SCORES
     norms = frozenset({"l0"})
+    groups = True
 
     steps: int = option(10000, "proposals")
     alpha: float = option(0.3, "share of the set that is swapped first", at_least=0, at_most=1)
     schedule: int = option(10000, "queries over which it falls to alpha / 20", at_least=1)
 
     def start(self, p: Problem) -> Best:
-        chosen = lowest(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
-        return begin(p, torch.where(chosen.view_as(p.x), random_ends(p), 0))
+        free = _free(p)
+        chosen = lowest(_order(p, "start", free), free, _most(p, free))
+        return begin(p, torch.where(p.norm.spread(chosen, p.x), random_ends(p), 0))
 
     def step(self, p: Problem, s: Best, t: int) -> Best:
-        held, free, most = (s.d != 0).flatten(1), (p.hi > p.lo).flatten(1), _most(p)
+        held, free = p.norm.changed(s.d), _free(p)
+        most = _most(p, free)
         count = (self.share(t) * most).long().clamp_min(1).minimum(most)
-        out = lowest(_order(p, "out"), held, count)
+        out = lowest(_order(p, "out", free), held, count)
         # from the set only where no others are left
-        into = lowest(_order(p, "into") + held, free, count)
-        d = torch.where(into.view_as(s.d), random_ends(p), torch.where(out.view_as(s.d), 0, s.d))
-        return keep_better(p, s, d)
+        into = lowest(_order(p, "into", free) + held, free, count)
+        into, out = (p.norm.spread(chosen, s.d) for chosen in (into, out))
+        return keep_better(p, s, torch.where(into, random_ends(p), torch.where(out, 0, s.d)))
 
     def share(self, t: int) -> float:
         """The share of the set that step t swaps."""
@@ -53,11 +57,16 @@ class SparseRS(Attack):
         return self.alpha / max([by for mark, by in _DIVISORS.items() if at > mark], default=1)
 
 
-def _order(p: Problem, name: str) -> Tensor:
-    """A random number a feature: [n, f]."""
-    return p.noise(name).uniform((p.features,), torch.float64)
+def _free(p: Problem) -> Tensor:
+    """Which features, or pixels, may change: [n, u] bool."""
+    return p.norm.changed((p.hi > p.lo).to(p.x))
 
 
-def _most(p: Problem) -> Tensor:
-    """How many features may change: [n]."""
-    return p.eps.flatten().clamp_max(p.features).long()
+def _order(p: Problem, name: str, units: Tensor) -> Tensor:
+    """A random number for each of the units [n, u]."""
+    return p.noise(name).uniform((units.shape[1],), torch.float64)
+
+
+def _most(p: Problem, units: Tensor) -> Tensor:
+    """How many of the units [n, u] may change: [n]."""
+    return p.eps.flatten().clamp_max(units.shape[1]).long()
