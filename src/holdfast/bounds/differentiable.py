@@ -27,8 +27,9 @@ def statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        found[f"{name}.running_mean"] = x.mean(axes)
-        found[f"{name}.running_var"] = x.var(axes, correction=0)
+        mean = x.mean(axes, keepdim=True)
+        found[f"{name}.running_mean"] = mean.flatten()
+        found[f"{name}.running_var"] = (x - mean).square().mean(axes)  # faster than torch's var
 
     hooks = [
         part.register_forward_pre_hook(partial(keep, name))
