@@ -49,8 +49,9 @@ wheel: $(ENV)  ## build the package into dist/
 	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
-bench: .venv/.bench  ## compare with the peers on the same tasks; renews the tables in docs/comparison.md
+bench: .venv/.bench  ## compare with the peers and with the truth; renews the tables in docs/comparison.md and docs/protocols.md
 	$(BIN)/python benchmarks/peers.py --docs $(if $(AUTOATTACK),--autoattack "$(AUTOATTACK)")
+	$(BIN)/python benchmarks/truth.py --docs
 
 docs: .venv/.docs  ## write the generated pages, then build the documentation into site/
 	$(BIN)/python docs/generate.py

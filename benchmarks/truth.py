@@ -63,7 +63,7 @@ def marabou(_: int) -> Iterator[Known]:
         (lo, hi) = (
             np.stack([boxes[instance["i"]][side] for instance in instances]) for side in (0, 1)
         )
-        x = np.where(lo > 0, lo + eps, hi - eps).reshape(-1, 3, 32, 32).clip(0, 1)
+        x = np.where(lo > 0, lo + eps, hi - eps).reshape(-1, 32, 32, 3).clip(0, 1)
         aims = [_aim(instance["unsafe_any_of"]) for instance in instances]
         y = torch.tensor([instance["centre_pred"] for instance in instances])
         threat = holdfast.Threat.linf(eps, goal=Targeted(torch.tensor(aims)))
@@ -232,7 +232,7 @@ def main() -> None:
         "--protocols": {"nargs": "+", "default": ["quick", "standard", "thorough"]},
         "--docs": {"action": "store_true", "help": "renew the table of docs/protocols.md"},
     }
-    chosen = options(__doc__, also=also, rows=100)
+    chosen = options(__doc__, also=also, rows=500)
     lines = []
     for name in chosen.only:
         for protocol in chosen.protocols:
