@@ -49,7 +49,7 @@ def share(found: Interval | None) -> float:
 
 
 def certified(model: str, *more: object) -> tuple[object, ...]:
-    recipe = ("--recipe", "certified(epochs=8, batch_size=32, rate=0.01)")
+    recipe = ("--recipe", "certified(epochs=8, batch_size=32)")
     return ("harden", model, "digits", "--trust", *recipe, *QUICK, "--out", "hard", *more)
 
 
@@ -148,7 +148,7 @@ def test_a_small_network_of_mnist_is_proved(cases: Path, tmp_path: Path) -> None
         *(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
     )
-    recipe = "certified(epochs=16, batch_size=128, rate=0.001)"
+    recipe = "certified(objective='ibp', epochs=16, batch_size=128, rate=0.001)"
     test = mnist(cases)
     hard = hf.harden(
         net, train, "linf(0.1)", recipe=recipe, test=test, test_samples=50, protocol="quick",
