@@ -17,6 +17,7 @@ from holdfast.cli.main import app
 from holdfast.errors import InputError, SpecError
 from holdfast.targets import wrap
 from holdfast.targets.own_preprocessing import Own
+from holdfast.targets.preprocess import given_again
 
 ATTACK = "pgd(steps=5)"
 MEAN = np.array([104.0, 117.0, 123.0], np.float32)
@@ -239,3 +240,18 @@ def test_a_network_is_hardened_behind_it() -> None:
         test_samples=8,
     )
     assert hard.after.manifest.model.preprocess == hard.before.manifest.model.preprocess
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "strip(clean='evil.py:rows')",
+        "strip('s3://bucket/rows.npz')",
+        " Own (name='evil.py:f')",
+        "reconstruct(net='evil.py:f')",
+    ],
+)
+def test_nothing_that_a_manifest_names_is_opened(text: str) -> None:
+    with pytest.raises(SpecError, match="1 functions as preprocessing"):
+        given_again([text, "bgr"], [])
+    assert given_again([text, "bgr"], ["strip('digits')"]) == ["strip('digits')", "bgr"]

@@ -110,28 +110,36 @@ def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
 
 
 def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The steps that a manifest says, with functions of the user's own as they are given now; or
-    all of them, as they are given.
+    """The steps that a manifest says, with those that open something of the user's own as they are
+    given now; or all of them, as they are given.
 
-    A manifest names such a function, but nothing in a run folder may say what code is run.
+    A manifest names such a step, but nothing in a run folder may say what code is run, nor what is
+    fetched.
 
     Raises:
         SpecError: not as many are given as the manifest names.
     """
-    names = [spec.call(text)[2] for text in said if text.startswith("own(")]
-    if len(names) < len(given) == len(said):
+    named = [text for text in said if _opens(text)]
+    if len(named) < len(given) == len(said):
         return list(given)
-    if len(names) != len(given):
-        listed = ", ".join(str(options.get("name")) for options in names) or "none"
+    if len(named) != len(given):
+        listed = ", ".join(str(spec.call(text)[2].get("name", text)) for text in named) or "none"
         raise SpecError(
-            f"the run was measured with {len(names)} functions as preprocessing ({listed}), but "
+            f"the run was measured with {len(named)} functions as preprocessing ({listed}), but "
             f"{len(given)} were "
             f"given; give each with --preprocess path/file.py:function, in this order."
         )
-    again = iter(
-        [_written(t, said.get("takes", "auto")) for t, said in zip(given, names, strict=True)]
-    )
-    return [next(again) if text.startswith("own(") else text for text in said]
+    takes = [spec.call(text)[2].get("takes", "auto") for text in named]
+    again = iter([_written(*both) for both in zip(given, takes, strict=True)])
+    return [next(again) if _opens(text) else text for text in said]
+
+
+def _opens(text: str) -> bool:
+    """Whether a step runs a function of the user's own, or opens what a text such as
+    `file.py:function`, `mnist:folder` or a URL names."""
+    name, values, options = spec.call(text)
+    texts = [value for value in (*values, *options.values()) if isinstance(value, str)]
+    return name.lower() == "own" or any(":" in value for value in texts)
 
 
 def _written(text: str, takes: Any = "auto") -> str:
