@@ -118,6 +118,9 @@ def test_a_pair_is_held_against_its_source_its_target_and_how_alike_the_classes_
     assert np.log(expected[1, 2]) == pytest.approx(2 + source[1, 0] + target[0, 2], abs=0.2)
     distances[1, 2] *= np.exp(-1.5)  # the classes are alike: so small a trigger is expected
     assert pair_indices(np.exp(log), distances)[0][1, 2] < LEAST_INDEX
+    distances[1, 2] *= np.exp(1.5)
+    log[2, 1] -= 1.5  # the trigger the other way is as small
+    assert pair_indices(np.exp(log), distances)[0][1, 2] < LEAST_INDEX
 
 
 def test_verify_computes_the_audit_again(planted: Path, tmp_path: Path) -> None:

@@ -256,9 +256,16 @@ def class_indices(sizes: np.ndarray) -> np.ndarray:
 
 
 def pair_indices(sizes: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of what source, target and the distance of the classes leave of sizes [k, k], and
-    the sizes that these lead one to expect: [k, k] each; NaN where there is none."""
-    left = _polished(sizes) - np.minimum(np.nan_to_num(_polished(distances)), 0)
+    """The same of what source, target and how alike the classes are leave of sizes [k, k], and the
+    sizes that these lead one to expect: [k, k] each; NaN where there is none.
+
+    Two classes are alike where their boundary is close, and where the trigger the other way is
+    small, too, by more than sizes usually differ: nobody plants both.
+    """
+    polished = _polished(sizes)
+    beyond = np.nan_to_num(polished.T) + _spread(polished[np.isfinite(polished)])
+    alike = np.minimum(np.nan_to_num(_polished(distances)), 0) + np.minimum(beyond, 0)
+    left = polished - alike
     return -left / _spread(left[np.isfinite(left)]), sizes / np.exp(left)
 
 
