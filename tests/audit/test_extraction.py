@@ -9,12 +9,12 @@ import pytest
 import torch
 from helpers.commands import holdfast, refused
 
-from holdfast.audit.extraction import Metered, answering, audit_extraction, decimals_of
+from holdfast.audit.extraction import Metered, Rounded, answering, audit_extraction, decimals_of
 from holdfast.audit.verify import verify
 from holdfast.errors import AccessError, InputError, SpecError
 from holdfast.reporting.pages import report
 from holdfast.runs import audits
-from holdfast.targets import load
+from holdfast.targets import load, wrap
 from holdfast.targets.target import Access
 
 
@@ -119,3 +119,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "confirmed" in said
     assert "The model was not asked whether" in said
     assert "whole number" in refused(*asked, "--queries", "1.5")
+
+
+def test_answers_that_are_rounded_to_nothing_are_alike() -> None:
+    x = torch.rand((4, 3), generator=torch.Generator().manual_seed(0))
+    target = wrap(torch.nn.Linear(3, 100), shape=(3,))
+    answers = Rounded(target, 1).scores(x).softmax(1)
+    assert torch.equal(answers, torch.full_like(answers, 0.01))
