@@ -63,7 +63,7 @@ def test_the_report_answers_and_says_what_it_does_not_know(made: Path) -> None:
     found = reporting.found(made / "run")
     first, second = (one for one in found.questions if one.topic == "evasion")
     assert (first.weak, first.step) == (True, "evaluate")
-    assert (second.weak, second.step) == (False, "evaluate-2")  # what is required holds
+    assert (second.weak, second.step) == (None, "evaluate-2")  # one attack alone
     names(second.answer, "what is required holds: clean_accuracy>=0.5")
     states = {name: state for name, state, _ in found.coverage()}
     assert [states[name] for name in ("White box", "Membership")] == [audit.TESTED] * 2
@@ -76,6 +76,50 @@ def test_the_report_answers_and_says_what_it_does_not_know(made: Path) -> None:
     for step in found.audit.steps:
         names(page, str(step.run))
         assert (made / "run" / step.name / "report.html").is_file()
+
+
+def judged(made: Path, status: str, gates: list[str], **others: Any) -> list[reporting.Answer]:
+    """What counts of the first step, with its verdict and its gates replaced."""
+    found = reporting.found(made / "run")
+    run, step = found.runs[0], found.audit.steps[0]
+    assert run.metrics.counts["broken"]
+    run = run.model_copy(update={"verdict": run.verdict.model_copy(update={"status": status})})
+    run = run.model_copy(update=others)
+    steps = [step.model_copy(update={"gates": gates})]
+    whole = found.audit.model_copy(update={"steps": steps})
+    return reporting.Found(whole, {step.name: run}).questions
+
+
+@pytest.mark.parametrize(
+    ("status", "gates", "weak"),
+    [
+        ("trusted", ["clean_accuracy>=0"], True),
+        ("trusted", ["verdict==trusted"], True),
+        ("trusted", ["corruptions.relative_drop>=0", "robust_accuracy>=0"], True),  # one is missed
+        ("trusted", ["robust_accuracy.low>=0", "clean_accuracy>=0"], False),
+        ("trusted", ["attack_success_rate<=1"], False),
+        ("upper-bound", ["robust_accuracy>=0"], None),
+        ("unreliable", ["robust_accuracy>=0"], None),
+        ("unreliable", ["clean_accuracy>1"], True),
+    ],
+)
+def test_only_a_requirement_on_robustness_replaces_broken_means_weak(
+    made: Path, status: str, gates: list[str], weak: bool | None
+) -> None:
+    (answer,) = judged(made, status, gates)
+    assert answer.weak is weak
+
+
+def test_requirements_of_a_proof_are_judged_with_it(made: Path) -> None:
+    metrics = reporting.found(made / "run").runs[0].metrics
+    proof = {"certified_accuracy": metrics.robust_accuracy}
+    alone: Any = {"trials": [], "metrics": metrics.model_copy(update=proof)}
+    assert not judged(made, "trusted", [], **alone)
+    (answer,) = judged(made, "trusted", ["certified_accuracy>=0"], **alone)
+    assert (answer.topic, answer.weak) == ("proofs", False)
+    (answer,) = judged(made, "trusted", ["certified_accuracy>1", "robust_accuracy>1"], **alone)
+    assert (answer.topic, answer.weak) == ("proofs", True)
+    names(answer.answer, "does not hold: certified_accuracy is", "; robust_accuracy is")
 
 
 def test_places_follow_from_what_was_asked() -> None:
@@ -232,6 +276,29 @@ def test_what_is_changed_is_not_confirmed(here: Path) -> None:
     assert "which is no folder of membership" in refused("verify", "run", "demo", "digits")
 
 
+def test_a_step_is_of_the_model_and_the_gates_of_the_audit(made: Path) -> None:
+    audit = audit_plan.read(made / "run")
+    for step in audit.done:
+        assert not list(audit_plan.unlike(audit, step, audit.fingerprint))
+    _, gated, _ = audit.done
+    other = gated.model_copy(update={"gates": ["clean_accuracy>=0"]})
+    model, gates = audit_plan.unlike(audit, other, "0" * 64)
+    names(model, "its model is not that of the audit")
+    names(gates, "other gates than its command")
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_step_that_cannot_be_read_hides_no_other_finding(here: Path, damage: str) -> None:
+    if damage == "missing":
+        shutil.rmtree(here / "run/evaluate-2")
+    else:
+        (here / "run/evaluate-2/run.json").write_text("{")
+    (here / "run/membership/signals.safetensors").unlink()
+    done = holdfast("verify", "run", "demo", "digits")
+    assert done.exit_code == 1
+    names(done.stdout, "evaluate-2: run.json: ", "membership: signals.safetensors: missing")
+
+
 def test_the_whole_is_confirmed_and_written_again(here: Path) -> None:
     done = holdfast("verify", "run", "demo", "digits")
     assert (done.exit_code, done.stdout) == (0, CONFIRMED)
@@ -271,6 +338,8 @@ BAD = {
     "model": ("evaluate: {threat: linf(0.1), eot: 3}", "eot, which is for the whole audit"),
     "value": ("backdoor: {samples: many}", "step backdoor: Invalid value for '--samples'"),
     "flag": ("backdoor: {pairs: maybe}", "pairs is 'maybe'; it is true or false"),
+    "none": ("evaluate: []", "step evaluate is an empty list"),
+    "never": ("evaluate: {threat: linf(0.1), strict: true}", "which a plan does not take"),
     "nested": ("backdoor: {samples: {a: 1}}", "samples has no single value"),
     "empty": ("# nothing", "names no steps"),
     "list": ("- evaluate", "names no steps"),

@@ -23,7 +23,7 @@ def refused(*args: object) -> str:
     text = "\n".join(
         line
         for line in done.stderr.strip().splitlines()
-        if line and not line.startswith("estimate: ")
+        if line and not line.startswith(("estimate: ", "checking the plan: "))
     )
     assert done.exit_code == 2, done.output
     assert done.stdout == ""

@@ -411,7 +411,8 @@ def verdict(result: MembershipResult) -> AuditVerdict:
     gap = 100 * (float(result.member_accuracy) - float(result.non_member_accuracy))
     said = (
         f"the AUC of the best attack ({best.name}) is {best.auc:.3f} [{best.auc.low:.3f}, "
-        f"{best.auc.high:.3f}]; accuracy on members is {gap:+.1f} points of that on non-members."
+        f"{best.auc.high:.3f}]; accuracy on members is {abs(gap):.1f} points "
+        f"{'higher' if gap >= 0 else 'lower'} than on non-members."
     )
     if any(attack.found for attack in result.attacks):
         return AuditVerdict(found=True, reason=f"Members are known better than by chance: {said}")

@@ -68,6 +68,7 @@ def audit_all(
     text = text_of(file)
     common = {**how, **rows, "seed": seed}
     asked = [read(file, *step, model, data, common) for step in steps_of(file, text)]
+    typer.echo(f"checking the plan: {len(asked)} step{'s' * (len(asked) != 1)}", err=True)
     for step in asked:
         check(file, step)
     folder = options.folder_of(model, "audit", **where)

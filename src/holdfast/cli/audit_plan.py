@@ -23,8 +23,8 @@ COMMANDS: dict[str, Action] = {
     **audit.COMMANDS,
 }
 OF_TRAINING = "data", "membership"  # which read the rows that a model was trained on
-# options that the whole audit has, or that make no sense in a part of one
-WHOLE = {"out", "resume", "json", "shard", "strict", "export", "vnnlib"}
+WHOLE = {"out", "resume"}  # options that the whole audit has
+NEVER = {"json", "shard", "strict", "export", "vnnlib"}  # which make no sense in a part of one
 # those of MODEL, which is one for all steps
 MODEL = {
     parameter.name
@@ -80,6 +80,8 @@ def steps_of(file: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any
                 f"{suggest(str(command), COMMANDS)}"
             )
     for command, given in plan.items():
+        if given == []:
+            raise InputError(f"--plan {file}: step {command} is an empty list; give its options.")
         steps = given if isinstance(given, list) else [given or {}]
         for number, each in enumerate(steps, 1):
             name = command if number == 1 else f"{command}-{number}"
@@ -129,8 +131,13 @@ def read(
                 f"{said} has the option {key}, which is for the whole audit: leave it out, or give "
                 "it on the command line."
             )
+        if where in NEVER:
+            raise SpecError(
+                f"{said} has the option {key}, which a plan does not take: leave it out."
+            )
         if key not in known:
-            raise SpecError(f"{said} has the option {key[:40]!r}; {suggest(key, known)}")
+            taken = [one for one in known if one.replace("-", "_") not in WHOLE | NEVER | MODEL]
+            raise SpecError(f"{said} has the option {key[:40]!r}; {suggest(key, taken)}")
     written = [*_common(known, common, own, command)]
     for key, value in own.items():
         written += _written(f"{said}: {key}", known[key], value)

@@ -16,6 +16,7 @@ import typer
 from holdfast.cli import options, writing
 from holdfast.cli.audit_plan import Asked, parser_of
 from holdfast.cli.command import MISTAKES, ending
+from holdfast.data import Source
 from holdfast.data.files import printable
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.facts import Names, provenance_of
@@ -24,7 +25,7 @@ from holdfast.reporting import audit_plan as reporting
 from holdfast.runs import audit_plan as recorded
 from holdfast.runs import journal
 from holdfast.runs.audit_plan import AuditPlan, Step
-from holdfast.targets.target import copied
+from holdfast.targets.target import Target, copied
 from holdfast.urls import named
 
 # options of a step that may be others when it is gone on with
@@ -76,6 +77,15 @@ def _refused(context: Any) -> str:
     return ""
 
 
+def opened(model: str, source: Source, how: dict[str, Any]) -> Target:
+    """The model of an audit."""
+    target = copied(options.open_target(model, source, **how))
+    source = open_for(target, source)
+    target = with_columns(target, source)
+    target.bind(source.shape)
+    return target
+
+
 def planned(
     model: str,
     data: str,
@@ -85,11 +95,7 @@ def planned(
     text: str,
 ) -> AuditPlan:
     """What audit.json says before anything is done."""
-    source = options.open_source(data, **rows)
-    target = copied(options.open_target(model, source, **how))
-    source = open_for(target, source)
-    target = with_columns(target, source)
-    target.bind(source.shape)
+    target = opened(model, options.open_source(data, **rows), how)
     steps = [
         Step.model_validate(
             {
@@ -154,13 +160,26 @@ def taken_up(here: Path, audit: AuditPlan, *, resume: bool) -> AuditPlan:
         for one, steps in ((earlier, was), (audit, now))
     ]
     journal.refuse_changes(here, *said)
-    kept = [
-        step.model_copy(update={"run": was[step.name].run}) if step.name in was else step
-        for step in audit.steps
-    ]
+    for step in was.values():
+        if step.run is not None and recorded.checksum(here, step) not in (None, step.run):
+            raise InputError(
+                f"{here / step.name / 'run.json'} is not the one that the audit wrote; put it "
+                f"back, or remove {here / step.name} to do that step again."
+            )
+    kept = [_kept(here, step, was.get(step.name)) for step in audit.steps]
     begun = audit.model_copy(update={"steps": kept, "provenance": earlier.provenance})
     recorded.write(here, begun)
     return begun
+
+
+def _kept(here: Path, step: Step, was: Step | None) -> Step:
+    """A step with what is done of it; one that is finished was done by its earlier command."""
+    if was is None:
+        return step
+    found = {"run": was.run}
+    if was.run is not None and _finished(here / step.name, was):
+        found["line"] = was.line
+    return step.model_copy(update=found)
 
 
 def _question(step: Step) -> str:
@@ -181,20 +200,29 @@ def _with_step(here: Path, audit: AuditPlan, asked: Asked) -> AuditPlan:
     """The audit once a step is done, or refused; one that is done is not done again."""
     at = next(i for i, step in enumerate(audit.steps) if step.name == asked.name)
     step, folder = audit.steps[at], here / asked.name
-    refused = "" if _finished(folder, step) else _done(folder, asked)
+    refused = ""
+    if not _finished(folder, step):
+        recorded.write(here, _changed(audit, at, {"run": None}))  # a kill may leave another one
+        refused = _done(folder, asked)
     found = {"run": recorded.checksum(here, step), "refused": refused or None}
-    steps = [*audit.steps]
-    steps[at] = step.model_copy(update=found)
-    changed = audit.model_copy(update={"steps": steps})
+    changed = _changed(audit, at, found)
     recorded.write(here, changed)
     if refused:
         typer.echo(f"not done: {refused}", err=True)
     return changed
 
 
+def _changed(audit: AuditPlan, at: int, found: dict[str, str | None]) -> AuditPlan:
+    steps = [*audit.steps]
+    steps[at] = steps[at].model_copy(update=found)
+    return audit.model_copy(update={"steps": steps})
+
+
 def _finished(folder: Path, step: Step) -> bool:
     """Whether nothing of a step is left to do. An audit writes run.json last."""
     if not (folder / "run.json").is_file():
+        return False
+    if folder.with_name(f"{folder.name}.shards").exists():  # of workers whose time ran out
         return False
     return step.command in recorded.AUDITS or not journal.Journal(folder).begun
 
@@ -207,7 +235,7 @@ def _done(folder: Path, asked: Asked) -> str:
     else:  # nothing in it serves: what a kill left goes
         shutil.rmtree(folder, ignore_errors=True)
     context = parser_of(asked.command).make_context(asked.command, [*asked.arguments, *more])
-    typed, sys.argv = sys.argv, [*asked.words, *more]  # which the step's run.json says
+    typed, sys.argv = sys.argv, [*asked.words, *map(named, more)]  # which the step's run.json says
     try:
         return _refused(context)
     finally:

@@ -192,10 +192,13 @@ def _verify_steps(
     full: bool,
 ) -> int:
     """Verify an audit by a plan: each of its steps, and that they are those of its report."""
+    from holdfast.cli.audit_steps import opened
     from holdfast.reporting import audit_plan as reporting
     from holdfast.runs import audit_plan
+    from holdfast.runs.audits import read
     from holdfast.runs.store import open_manifest
 
+    contradicted = False
     audit, whole = audit_plan.opened(folder)
     runs = [step for step in audit.done if step.command not in audit_plan.AUDITS]
     if runs and (model is None or data is None):
@@ -213,6 +216,8 @@ def _verify_steps(
         try:
             if step in runs:
                 asked = open_manifest(own)[0]
+                found += audit_plan.unlike(audit, step, asked.model.fingerprint)
+                contradicted |= writing.contradicted(asked)
                 network = perceptual if asked.perceptual else None
                 own_groups = groups if asked.data.groups else None
                 assert model is not None
@@ -223,17 +228,22 @@ def _verify_steps(
             else:
                 again = step.command == "backdoor"
                 both = (model, data) if again else (None, None)
+                found += audit_plan.unlike(audit, step, read(own).model.fingerprint)
                 found += _verify_audit(own, *both, how, rows)
         except HoldfastError as error:
             found.append(str(error))
         wrong += [f"{step.name}: {said}" for said in found]
+    asked_of = any(step in runs or step.command == "backdoor" for step in audit.done)
+    if model is not None and data is not None and not asked_of:  # else the steps say it
+        target = opened(model, options.open_source(data, **rows), how)
+        if target.fingerprint() != audit.fingerprint:
+            wrong.append("model: this is not the model that was audited (its fingerprint differs).")
     try:
         wrong += reporting.differs(folder)
     except InputError as error:
         wrong.append(f"report.html: {error}")
-    contradicted = [writing.contradicted(open_manifest(folder / step.name)[0]) for step in runs]
     code = _say(run, wrong, f"the steps {', '.join(step.name for step in audit.done)}.")
-    return 3 if any(contradicted) else code
+    return 3 if contradicted else code
 
 
 def _asked_again(audit: str, model: str | None) -> str:

@@ -28,16 +28,18 @@ from holdfast.runs.manifest import Manifest
 # what each question means to who uses the model
 MEANINGS = {
     "accuracy": "How good is it on inputs that nobody has changed?",
-    "evasion": "Who may change inputs a little could make it decide wrongly.",
+    "evasion": "Anyone who can change inputs a little could make it decide wrongly.",
     "corruptions": "Worse cameras, weather or transmission are enough to make it err.",
     "proofs": "For these inputs no change of that size, by whatever attack, can make it err.",
-    "backdoor": "Who knows a hidden sign could make it give the answer that they want.",
-    "data": "Who could write into the training data could steer what it learns.",
+    "backdoor": "Anyone who knows a hidden sign could make it give the answer that they want.",
+    "data": "Anyone who can write into the training data could steer what it learns.",
     "membership": "Whether someone was in the training data could be learned from its answers.",
-    "extraction": "Who may ask it could rebuild it, and prepare attacks on the copy unseen.",
+    "extraction": "Anyone who can ask it could rebuild it, and prepare attacks on the copy unseen.",
 }
 FOUND = {True: "yes", False: "as far as it was searched", None: "no"}
 BELIEVED = {"trusted": "yes", "upper-bound": "as an upper bound", "unreliable": "no"}
+# what a requirement may be on, to say how much of what fools the model is no weakness
+OF_ROBUSTNESS = "robust_accuracy", "attack_success_rate", "accuracy_8bit", "worst_group"
 NOTHING = "where nothing is found, a stronger test may still find something"
 
 
@@ -150,6 +152,8 @@ class Found:
         total = len(self.questions)
         if not total:
             return "No question of security was asked, or none of the steps was done."
+        if total == 1 and not weak and not open_:
+            return "The one question that was asked shows no weakness."
         if not weak and not open_:
             return f"None of the {_count(total, 'question')} that were asked shows a weakness."
         parts = [f"{sound} show{'s' * (sound == 1)} none"] if sound else []
@@ -246,7 +250,7 @@ def _of_run(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Iterator[
         step.name,
         counts=False,
     )
-    if run.trials:
+    if run.trials or (judged and m.certified_accuracy is None):
         yield _evasion(run, step, judged)
     if m.corruptions is not None:
         mean = m.corruptions.mean_accuracy
@@ -267,24 +271,26 @@ def _of_run(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Iterator[
         )
     if m.certified_accuracy is not None:
         proved = m.certified_accuracy
+        said = f"right, and safe, on {words.percent(proved.value)}" if proved.value else "nothing"
+        asked = judged if not run.trials else []  # else they are said of the attacks
         yield Answer(
             "proofs",
             "What is proved?",
             _threat(run),
-            f"right, and safe, on {words.percent(proved.value)}" if proved.value else "nothing",
-            None,
+            said + _required(asked),
+            _missed(asked) or (None if sure == "no" else False),
             f"at least {words.percent(proved.value)}",
             words.span(proved),
             "no" if sure == "no" else "yes, a proof",
             reason if sure == "no" else "no attack can lower it; more may be safe than is proved",
             step.name,
-            counts=False,
+            counts=bool(asked),
         )
 
 
 def _threat(run: Manifest) -> str:
     """What changes are meant, for who does not know the notation too."""
-    return f"who may {words.capability(run)}: {words.asked(run)}"
+    return f"anyone who can {words.capability(run)}: {words.asked(run)}"
 
 
 def _evasion(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Answer:
@@ -294,13 +300,11 @@ def _evasion(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Answer:
     said, weak = "no change was found that does", None if sure != "yes" else False
     if broken:
         said, weak = f"yes, on {success} of the inputs that it has right", True
-    missed = [one.sentence for one in judged if not one.held]
-    if judged:
-        weak = bool(missed) if missed or sure != "no" else None
-        held = f"what is required does not hold: {', '.join(missed)}"
-        if not missed:
-            held = f"what is required holds: {', '.join(one.gate.text for one in judged)}"
-        said = f"{said}; {held}"
+    if _missed(judged):
+        weak = True
+    elif any(one.gate.name.startswith(OF_ROBUSTNESS) for one in judged):
+        weak = False if sure == "yes" else None
+    said += _required(judged)
     figure, interval = f"it stays right on {words.percent(robust.value)}", words.span(robust)
     if not words.bounded(run):
         figure, interval = f"median size {words.number(m.sizes.median)}", words.NONE
@@ -316,6 +320,19 @@ def _evasion(run: Manifest, step: Step, judged: list[gates.Outcome]) -> Answer:
         run.verdict.reason,
         step.name,
     )
+
+
+def _missed(judged: list[gates.Outcome]) -> bool:
+    return not all(one.held for one in judged)
+
+
+def _required(judged: list[gates.Outcome]) -> str:
+    """Whether what is required holds, to be said after an answer."""
+    if missed := [one.sentence for one in judged if not one.held]:
+        return f"; what is required does not hold: {'; '.join(missed)}"
+    if not judged:
+        return ""
+    return f"; what is required holds: {', '.join(one.gate.text for one in judged)}"
 
 
 def _of_audit(one: AnyAudit, step: Step) -> Answer:
@@ -450,4 +467,4 @@ def summary(found: Found) -> RenderableType:
     said = Text(f"{found.word}. ", "bold")
     said.append(found.headline, "not bold")
     missing = [name for name, state, _ in found.coverage() if state == auditor.NOT]
-    return Group(said, table, Text(f"Not tested: {', '.join(missing)}."))
+    return Group(said, table, Text(f"Not tested: {'; '.join(missing)}."))

@@ -6,6 +6,8 @@ Each step is a command of its own, and leaves its evidence in a folder within th
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +94,18 @@ def write(folder: Path, audit: AuditPlan) -> None:
     """Write audit.json."""
     whole = audit.model_copy(update={"digest": store.NO_DIGEST})
     store.write_bytes(folder / FILE, store.with_digest(whole.model_dump_json(indent=1).encode()))
+
+
+def unlike(audit: AuditPlan, step: Step, fingerprint: str) -> Iterator[str]:
+    """What audit.json says of a step otherwise than the step does, whose model has this
+    fingerprint."""
+    words = shlex.split(step.line)
+    # a model that takes inputs of any size may differ with what they are resized to
+    sized = any(word.startswith(("--resize=", "--crop=")) for word in words)
+    if fingerprint != audit.fingerprint and not sized:
+        yield "its model is not that of the audit (its fingerprint differs)."
+    if step.gates != [word.removeprefix("--gate=") for word in words if word[:7] == "--gate="]:
+        yield f"{FILE} says other gates than its command."
 
 
 def checksum(folder: Path, step: Step) -> str | None:
