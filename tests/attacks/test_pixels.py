@@ -122,7 +122,7 @@ def test_a_run_counts_pixels_and_is_verified(layout: str, protocol: str, tmp_pat
 @pytest.mark.parametrize(
     ("threat", "attack", "words"),
     [
-        ('l2(1, group="pixel")', "fmn", "no option 'group'"),
+        ('l2(1, group="pixel")', "fmn", "only l0"),
         ('l0(1, group="row")', "fmn", "'row'"),
         ('l0(1, group="pixel")', "jsma", "counts features, and not pixels.*sigmazero"),
     ],

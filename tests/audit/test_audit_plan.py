@@ -169,6 +169,12 @@ def test_another_question_or_other_data_are_no_resumption(here: Path) -> None:
     names(refusal(*again), "cannot resume run", "data of membership")
 
 
+def test_another_run_in_the_place_of_a_step_is_not_gone_on_with(here: Path) -> None:
+    shutil.copy(here / "run/evaluate/run.json", here / "run/evaluate-2/run.json")
+    said = refusal("audit", "demo", "digits", "--plan", "audit.yaml", "--out", "run", "--resume")
+    names(said, "evaluate-2/run.json is not the one that the audit wrote")
+
+
 def test_time_that_ran_out_is_said_and_gone_on_with(here: Path) -> None:
     limited = "evaluate: {threat: linf(0.2), protocol: quick, samples: 8, max-seconds: 0}\n"
     (here / "audit.yaml").write_text(limited)

@@ -152,7 +152,7 @@ def test_a_threat_without_its_size_is_a_sentence_without_types() -> None:
         hf.evaluate(net(), (X, Y), "linf")
     assert str(caught.value) == (
         "cannot make 'linf': missing a required argument: 'eps'; it is linf(eps, target=None, "
-        "grid='')."
+        "grid='', group='')."
     )
 
 

@@ -332,8 +332,11 @@ def _trigger(
     doubts = [
         (index < LEAST_INDEX, f"its index is below {LEAST_INDEX:g}"),
         (short > MOST_OF_EXPECTED * expected, "it is not small for such classes"),
-        (not 0 < share <= MOST_SHARE, f"it covers more than {MOST_SHARE:.0%} of the input"),
-        (not float(works) >= LEAST_SUCCESS, f"it turns less than {LEAST_SUCCESS:.0%} of rows"),
+        (not 0 < share <= MOST_SHARE, f"it covers more than {100 * MOST_SHARE:.0f} % of the input"),
+        (
+            not float(works) >= LEAST_SUCCESS,
+            f"it turns less than {100 * LEAST_SUCCESS:.0f} % of rows",
+        ),
     ]
     said = [text for holds, text in doubts if holds]
     return Trigger(
@@ -384,7 +387,8 @@ def verdict(result: BackdoorResult) -> AuditVerdict:
     for one in flagged:
         rows = "all other classes" if one.source is None else f"class {one.source}"
         said.append(
-            f"a trigger on {one.size:.3g} features ({one.share:.1%}) turns {one.success.value:.1%} "
+            f"a trigger on {one.size:.3g} features ({100 * float(one.share or 0):.1f} %) turns "
+            f"{100 * float(one.success):.1f} % "
             f"of held rows of {rows} to class {one.target} (index {one.index:.1f})"
         )
     text = "; ".join(said)

@@ -289,7 +289,7 @@ def verdict(result: ExtractionResult) -> AuditVerdict:
     gained = (best.transfer.low or 0) > (result.noise.high or 1)
     shares = best.agreement, best.accuracy, result.accuracy, best.transfer, result.noise
     answered = f", answered by {best.answers}," * bool(best.answers)
-    agrees, right, model, turned, shaken = (f"{float(share):.1%}" for share in shares)
+    agrees, right, model, turned, shaken = (f"{100 * float(share):.1f} %" for share in shares)
     return AuditVerdict(
         found=gained,
         reason=f"A copy made with {best.queries:,} queries{answered} agrees with the model on "

@@ -468,12 +468,9 @@ def _meant(text: str) -> str:
 
 
 def _maker(norm: Norm) -> Callable[..., Threat]:
-    def make(eps: float, target: int | str | None = None, grid: str = "") -> Threat:
-        return Threat(norm, eps, _goal(target), grid=grid)
-
-    def grouped(
+    def make(
         eps: float, target: int | str | None = None, grid: str = "", group: str = ""
     ) -> Threat:
         return Threat(norm.grouped(group), eps, _goal(target), grid=grid)
 
-    return grouped if norm.name == "l0" else make
+    return make
