@@ -298,7 +298,9 @@ def test_from_the_command_line_to_the_verified_run(tmp_path: Path) -> None:
     done = cli.invoke(app, [*asked, "--preprocess", write(one), "--out", str(tmp_path / "a")])
     assert done.exit_code == 0, done.output
     assert "refuses 16.7 %" in " ".join(done.output.split())
-    assert cli.invoke(app, ["verify", str(tmp_path / "a"), "demo", "digits"]).exit_code == 0
+    again = ["verify", str(tmp_path / "a"), "demo", "digits"]
+    assert cli.invoke(app, again).exit_code == 2  # a run folder says of no code that it be run
+    assert cli.invoke(app, [*again, "--preprocess", write(one)]).exit_code == 0
     listed = cli.invoke(app, ["list", "defences"]).output
     assert all(name in listed for name in DETECTORS)
 
