@@ -134,7 +134,7 @@ def _walked(
 
 
 def _lowest(rows: Rows, a: Tensor) -> Tensor:
-    """Where <a, input> is least in the region of a single row, of a [p, *shape] in float64."""
+    """Where <a, input> is least in the region of a single row, of a [p, *shape] of its dtype."""
     at = torch.zeros(len(a), dtype=torch.long, device=a.device)
     with torch.enable_grad():
         a = a.detach().requires_grad_()
@@ -256,10 +256,11 @@ class _Margin:
         rows, lower = self.single, state["lower", 0]
         at = lower.argsort()[:SHOWN]
         a, _ = self._pulled(*self._fitted(_taken(state, at), rows))
-        lowest, best, wrong = _walked(rows, _lowest(rows, a), self.margin[:, 0].to(a), end)
+        margin = self.margin[:, 0].to(a)
+        lowest, best, wrong = _walked(rows, _lowest(rows, a), margin, end)
         least = float(lowest.min())
         if not len(wrong) and least < CLOSE * (least - float(lower.min())):
-            lowest, _, wrong = _walked(rows, best, self.margin[:, 0].to(a), end, _short)
+            lowest, _, wrong = _walked(rows, best, margin, end, _short)
             least = min(least, float(lowest.min()))
         return least, self.double.region.closest(wrong.double())
 

@@ -125,9 +125,9 @@ def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
     if len(named) != len(given):
         listed = ", ".join(str(spec.call(text)[2].get("name", text)) for text in named) or "none"
         raise SpecError(
-            f"the run was measured with {len(named)} functions as preprocessing ({listed}), but "
-            f"{len(given)} were "
-            f"given; give each with --preprocess path/file.py:function, in this order."
+            f"the run was measured with {len(named)} functions as preprocessing, or steps that "
+            f"open what they name ({listed}), but {len(given)} were given; give each again with "
+            "--preprocess, as it was given, in this order."
         )
     takes = [spec.call(text)[2].get("takes", "auto") for text in named]
     again = iter([_written(*both) for both in zip(given, takes, strict=True)])
