@@ -35,7 +35,7 @@ DEFECTS = [
         "norms.py",
         (
             (
-                "return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)",
+                "return (d * wide(torch.where(legal, 1, s), d)).clamp_(lo, hi)",
                 "return (d / wide(self.size(d), d) * eps).clamp(lo, hi)",
             ),
         ),
@@ -116,7 +116,12 @@ DEFECTS = [
     Defect(
         "the size is that of the image, not of the perturbation",
         "attacks/counts.py",
-        (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
+        (
+            (
+                "self.norm.size(x[new].double() - start[new].double())",
+                "self.norm.size(x[new].double())",
+            ),
+        ),
     ),
     Defect(
         "coefficients of the branch that came last are used for all where a network forks",

@@ -56,8 +56,9 @@ class FMN(Attack):
         most = 2 * s.radius if t else p.norm.size(ahead)
         lost = ~p.met & best.isinf()
         rows = lost.nonzero()[:, 0]
-        edge = _edge(p, s.d, value, g, rows) * (1 + gamma)
-        grown[rows] = grown[rows].maximum(edge.minimum(most[rows]))
+        if len(rows):
+            edge = _edge(p, s.d, value, g, rows) * (1 + gamma)
+            grown[rows] = grown[rows].maximum(edge.minimum(most[rows]))
         radius = torch.where(p.met, shrunk, grown)
         if t >= TRUST:
             # that a feature moves farther costs nothing in L0
