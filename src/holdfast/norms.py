@@ -189,17 +189,19 @@ def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Te
     gap."""
     sign, steep, cap, need = _slopes(g, gap, lo, hi)
     speed = speed.flatten(1)
-    active = (steep > 0) & (cap > 0)
-    kinks, order = torch.where(active, cap / speed, 0).sort(1)
-    full = torch.where(active, steep * cap, 0).gather(1, order)
-    rate = torch.where(active, steep * speed, 0).gather(1, order)
-    stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
-    going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
-    at = (stopped + kinks * going < need).sum(1, keepdim=True)
-    last = at.clamp_max(kinks.shape[1] - 1)
-    time = (need - stopped.gather(1, last)) / going.gather(1, last)
-    time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(active, (speed * time).minimum(cap), 0).view_as(g) * sign
+    full, rate = steep * cap, steep * speed
+    # What is given rises ever slower with the time, so that Newton's steps come from below: with
+    # the entries held fixed that have stopped by then, the next time solves a linear equation.
+    time, most = torch.zeros_like(need), torch.finfo(need.dtype).max
+    for _ in range(100):
+        stopped = torch.ge(speed * time, cap, out=torch.empty_like(cap))
+        given = (full * stopped).sum(1, keepdim=True)
+        going = stopped.neg_().add_(1).mul_(rate).sum(1, keepdim=True)
+        later = torch.where(going > 0, (need - given) / going, most).clamp_max(most).maximum(time)
+        if torch.equal(later, time):
+            break
+        time = later
+    return (speed * time).minimum(cap * (steep > 0)).view_as(g).mul_(sign)
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
@@ -221,6 +223,57 @@ def _free(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
     free = torch.gt(point, low, out=torch.empty_like(point))
     free.mul_(torch.lt(point, high, out=other))
     return torch.maximum(free, torch.eq(point, 0, out=other), out=free)
+
+
+def _lowered(size: Tensor, budget: Tensor, cap: Tensor | None = None) -> Tensor:
+    """By which amount [n, 1], from 0, sizes [n, f] are lowered, then cut to 0 and to a cap, for
+    their sum to be the budget [n] at most.
+
+    That sum falls piecewise linearly with the amount: Newton's steps, and half of the known
+    interval where these would leave it. A row stops by what it holds itself, so that no other row
+    changes it.
+    """
+    budget = budget[:, None]
+    near = 4 * torch.finfo(size.dtype).eps * budget
+    low, high = torch.zeros_like(budget), size.amax(1, keepdim=True)
+    amount = low
+    for _ in range(100):
+        left = (size - amount).clamp_min_(0)
+        moving = torch.gt(left, 0, out=torch.empty_like(left))
+        if cap is not None:
+            moving.mul_(torch.lt(left, cap, out=torch.empty_like(left)))
+            left = torch.minimum(left, cap, out=left)
+        over = left.sum(1, keepdim=True) - budget
+        low, high = torch.where(over > 0, amount, low), torch.where(over < 0, amount, high)
+        step = amount + over / moving.sum(1, keepdim=True)  # NaN or inf where none moves
+        after = torch.where((step > low) & (step < high), step, (low + high) / 2)
+        settled = (over.abs() <= near) | ((over < 0) & (amount == 0))
+        after = torch.where(settled, amount, after)
+        if torch.equal(after, amount):
+            break
+        amount = after
+    return amount
+
+
+def _nth(values: Tensor, k: Tensor) -> Tensor:
+    """The k-th largest [n, 1] of values [n, f] of at least 0, with a k [n] of each row; inf where k
+    is 0, the smallest where there are fewer.
+
+    By halves of the interval of bits, which have the order of the numbers: to sort takes ten times
+    as long.
+    """
+    whole = {4: torch.int32, 8: torch.int64}[values.element_size()]
+    low = torch.zeros(len(values), 1, dtype=whole, device=values.device)  # so many are k
+    high = torch.full_like(low, torch.inf, dtype=values.dtype).view(whole)
+    flags = torch.empty_like(values)
+    while bool((high - low > 1).any()):
+        middle = low + (high - low) // 2
+        enough = torch.ge(values, middle.view(values.dtype), out=flags).sum(1) >= k
+        low, high = (
+            torch.where(enough[:, None], middle, low),
+            torch.where(enough[:, None], high, middle),
+        )
+    return torch.where(k[:, None] > 0, low.view(values.dtype), torch.inf)
 
 
 def _over_box(g: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -284,7 +337,8 @@ class Linf(Norm):
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         if self.scale is None:
-            return super().prox(d, weight)
+            level = wide(_lowered(d.flatten(1).abs(), weight.flatten().expand(len(d))), d)
+            return d.minimum(level).maximum(-level)
         # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of
         # d. That one takes one amount a row times the scale off every entry; of the amounts that
         # its kinks give, the largest is it.
@@ -373,6 +427,10 @@ class _L2(Norm):
             unspent = (budget - d.square().sum(1)) * top / (2 * s)
         return torch.maximum((g.flatten(1) * d).sum(1) - unspent, _over_box(g, lo, hi))
 
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        length = wide(self.size(d), d)
+        return d * (1 - weight / torch.where(length > 0, length, 1)).clamp_min(0)
+
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, scaled(g).abs())
 
@@ -443,28 +501,15 @@ class _L1(_OneFeature):
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row,
-        # then cap it at the box. The capped sum falls piecewise linearly in that amount; sort its
-        # kinks and solve on one piece.
-        size = d.flatten(1).abs()
-        cap = torch.where(d > 0, hi, -lo).expand_as(d).flatten(1)
-        budget = eps.flatten().expand(len(d))
-        kinks, order = torch.cat([size, size - cap], 1).sort(1, descending=True)
-        bend = torch.where(order < size.shape[1], 1, -1)
-        # Downwards from the largest kink the slope of the sum is the number of entries between
-        # floor and cap.
-        slope = bend.cumsum(1)
-        rise = slope[:, :-1] * (kinks[:, :-1] - kinks[:, 1:])
-        total = torch.cat([torch.zeros_like(rise[:, :1]), rise.cumsum(1)], 1)
-        piece = (torch.searchsorted(total, budget[:, None].contiguous(), right=True) - 1).clamp_min(
-            0
-        )
-        left = budget[:, None] - total.gather(1, piece)
-        climb = slope.gather(1, piece)
-        shrink = kinks.gather(1, piece) - torch.where(
-            climb > 0, left / climb.clamp_min(1), math.inf
-        )
-        short = (size - shrink.clamp_min(0)).clamp_min(0).minimum(cap)
-        return (short.view_as(d) * d.sign()).clamp(lo, hi)
+        # then cap it at the box.
+        size, sign = d.flatten(1).abs(), torch.ones_like(d).copysign(d).flatten(1)
+        low, high = (side.expand_as(d).flatten(1) for side in (lo, hi))
+        cap = (sign * low).maximum(sign * high)
+        left = (size - _lowered(size, eps.flatten().expand(len(d)), cap)).clamp_min_(0)
+        return left.minimum(cap).mul_(sign).view_as(d)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        return d - d.minimum(weight).maximum(-weight)
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=False)
@@ -513,10 +558,12 @@ class _L0(_OneFeature):
             return inside
         # Keeping a unit spares its squares, but for what the box takes of them.
         spared = self.per_unit(d.square() - (d - inside).square())
-        order = spared.argsort(dim=1, descending=True, stable=True)
-        place = torch.arange(spared.shape[1], device=d.device)
-        kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        chosen = torch.zeros_like(spared).scatter(1, order, kept.to(spared))
+        k = eps.flatten().expand(len(d)).floor()
+        least = _nth(spared, k)
+        chosen = torch.gt(spared, least, out=torch.empty_like(spared))
+        equal = torch.eq(spared, least, out=torch.empty_like(spared))
+        spare = k[:, None] - chosen.sum(1, keepdim=True)  # the first of those that are equal
+        chosen += equal * (equal.cumsum(1) <= spare)
         return torch.where(wide(few, d), inside, inside * self.spread(chosen, d))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
