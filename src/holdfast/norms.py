@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -209,11 +210,13 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     v> = gap."""
     sign, steep, cap, need = _slopes(g, gap, lo, hi)
     gain = steep * cap
-    order = (gain if by_gain else steep).argsort(dim=1, descending=True, stable=True)
-    gained, ranked = gain.gather(1, order), steep.gather(1, order)
-    need = need - (gained.cumsum(1) - gained)
-    move = torch.where(ranked > 0, need / ranked, 0).clamp_min(0).minimum(cap.gather(1, order))
-    return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * sign
+    worth = gain if by_gain else steep
+    least = _largest(worth, lambda flags: (flags * gain).sum(1) >= need[:, 0])
+    whole, equal = _flags(worth, least)
+    equal.mul_(gain)
+    left = need - (whole * gain).sum(1, keepdim=True) - (equal.cumsum(1) - equal)
+    part = torch.where(equal > 0, left / steep, 0).clamp_min(0).minimum(cap)
+    return (whole * cap + part).view_as(g) * sign
 
 
 def _free(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -233,47 +236,55 @@ def _lowered(size: Tensor, budget: Tensor, cap: Tensor | None = None) -> Tensor:
     interval where these would leave it. A row stops by what it holds itself, so that no other row
     changes it.
     """
-    budget = budget[:, None]
-    near = 4 * torch.finfo(size.dtype).eps * budget
+    budget, left, free = budget[:, None], torch.empty_like(size), torch.empty_like(size)
+    slack = 4 * torch.finfo(size.dtype).eps * budget
     low, high = torch.zeros_like(budget), size.amax(1, keepdim=True)
-    amount = low
+    amount, end = low, torch.full_like(budget, torch.inf)
     for _ in range(100):
-        left = (size - amount).clamp_min_(0)
-        moving = torch.gt(left, 0, out=torch.empty_like(left))
+        torch.sub(size, amount, out=left).clamp_min_(0)
+        slope = torch.gt(left, 0, out=free)
         if cap is not None:
-            moving.mul_(torch.lt(left, cap, out=torch.empty_like(left)))
+            slope = slope.mul_(torch.lt(left, cap, out=torch.empty_like(left)))
             left = torch.minimum(left, cap, out=left)
         over = left.sum(1, keepdim=True) - budget
         low, high = torch.where(over > 0, amount, low), torch.where(over < 0, amount, high)
-        step = amount + over / moving.sum(1, keepdim=True)  # NaN or inf where none moves
-        after = torch.where((step > low) & (step < high), step, (low + high) / 2)
-        settled = (over.abs() <= near) | ((over < 0) & (amount == 0))
-        after = torch.where(settled, amount, after)
+        step = amount + over / slope.sum(1, keepdim=True)  # NaN or inf where none is free
+        stays = step == amount  # no number is nearer; but the sum is not to lie above the budget
+        step = torch.where(stays & (over > 0), amount.nextafter(end), step)
+        middle = (low + high) / 2
+        half = torch.where(middle > low, middle, high)
+        after = torch.where((step > low) & (step < high), step, half)
+        done = (over.abs() <= slack) | ((over < 0) & ((amount == 0) | stays))
+        after = torch.where(done, amount, after)
         if torch.equal(after, amount):
             break
         amount = after
     return amount
 
 
-def _nth(values: Tensor, k: Tensor) -> Tensor:
-    """The k-th largest [n, 1] of values [n, f] of at least 0, with a k [n] of each row; inf where k
-    is 0, the smallest where there are fewer.
+def _largest(values: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The largest number [n, 1] of each row, of at least 0, so that those of values [n, f] that are
+    no smaller are enough; 0 where there is none. `enough` [n] bool is asked with flags [n, f], 1 or
+    0.
 
-    By halves of the interval of bits, which have the order of the numbers: to sort takes ten times
-    as long.
+    By halves of the interval of bits, which are in the order of the numbers: to sort takes up to
+    ten times as long.
     """
-    whole = {4: torch.int32, 8: torch.int64}[values.element_size()]
-    low = torch.zeros(len(values), 1, dtype=whole, device=values.device)  # so many are k
-    high = torch.full_like(low, torch.inf, dtype=values.dtype).view(whole)
+    bits = {4: torch.int32, 8: torch.int64}[values.element_size()]
+    low = torch.zeros(len(values), 1, dtype=bits, device=values.device)
+    high = torch.full_like(low, torch.inf, dtype=values.dtype).view(bits)
     flags = torch.empty_like(values)
     while bool((high - low > 1).any()):
         middle = low + (high - low) // 2
-        enough = torch.ge(values, middle.view(values.dtype), out=flags).sum(1) >= k
-        low, high = (
-            torch.where(enough[:, None], middle, low),
-            torch.where(enough[:, None], high, middle),
-        )
-    return torch.where(k[:, None] > 0, low.view(values.dtype), torch.inf)
+        above = enough(torch.ge(values, middle.view(values.dtype), out=flags))[:, None]
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return low.view(values.dtype)
+
+
+def _flags(values: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Which values [n, f] are above a number [n, 1], and which are it: 1 or 0."""
+    above = torch.gt(values, least, out=torch.empty_like(values))
+    return above, torch.eq(values, least, out=torch.empty_like(values))
 
 
 def _over_box(g: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -559,9 +570,8 @@ class _L0(_OneFeature):
         # Keeping a unit spares its squares, but for what the box takes of them.
         spared = self.per_unit(d.square() - (d - inside).square())
         k = eps.flatten().expand(len(d)).floor()
-        least = _nth(spared, k)
-        chosen = torch.gt(spared, least, out=torch.empty_like(spared))
-        equal = torch.eq(spared, least, out=torch.empty_like(spared))
+        least = _largest(spared, lambda flags: flags.sum(1) >= k)
+        chosen, equal = _flags(spared, least)
         spare = k[:, None] - chosen.sum(1, keepdim=True)  # the first of those that are equal
         chosen += equal * (equal.cumsum(1) <= spare)
         return torch.where(wide(few, d), inside, inside * self.spread(chosen, d))
