@@ -116,12 +116,7 @@ DEFECTS = [
     Defect(
         "the size is that of the image, not of the perturbation",
         "attacks/counts.py",
-        (
-            (
-                "self.norm.size(x[new].double() - start[new].double())",
-                "self.norm.size(x[new].double())",
-            ),
-        ),
+        (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
     ),
     Defect(
         "coefficients of the branch that came last are used for all where a network forks",

@@ -85,7 +85,7 @@ class Norm(ABC):
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """The step of size share * eps that leads fastest to where <g, d> is largest in the ball
         and box."""
-        return share * eps * self.steepest(g)
+        return self.steepest(g).mul_(share * eps)
 
     def across(self, g: Tensor, gap: Tensor) -> Tensor:
         """The smallest v with <g, v> = gap ([n]) where no box stops it; 0 where g is 0."""
@@ -167,10 +167,16 @@ def wide(column: Tensor, like: Tensor) -> Tensor:
     return column.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def largest(a: Tensor) -> Tensor:
+    """The largest absolute entry of each row of [n, ...]: [n]; NaN where there is one."""
+    flat = a.flatten(1)
+    return flat.amax(1).maximum(-flat.amin(1))
+
+
 def scaled(g: Tensor) -> Tensor:
     """g over its largest entry, so that sums and squares of tiny or huge gradients neither vanish
     nor overflow."""
-    top = wide(g.flatten(1).abs().amax(1), g)
+    top = wide(largest(g), g)
     return g / torch.where(top > 0, top, 1)
 
 
@@ -179,7 +185,7 @@ def _slopes(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...
     slope over the steepest and how far the box lets it go [n, f], and the gap over the steepest
     [n, 1]."""
     g = g * wide(gap.sign(), g)
-    top = g.flatten(1).abs().amax(1)
+    top = largest(g)
     cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
     need = (gap.abs() / torch.where(top > 0, top, 1))[:, None]
     return g.sign(), scaled(g).flatten(1).abs(), cap, need
@@ -321,17 +327,18 @@ class Linf(Norm):
         return 1.0 if self.scale is None else self.scale.to(like)
 
     def size(self, d: Tensor) -> Tensor:
-        return (d / self.units(d)).flatten(1).abs().amax(1)
+        return largest(d if self.scale is None else d / self.units(d))
 
     def dual(self, g: Tensor) -> Tensor:
         return (g * self.units(g)).flatten(1).abs().sum(1)
 
     def steepest(self, g: Tensor) -> Tensor:
-        return g.sign() * self.units(g)
+        return g.sign() if self.scale is None else g.sign() * self.units(g)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         most = eps * self.units(d)
-        return d.clamp(torch.maximum(lo, -most), torch.minimum(hi, most))
+        ball = torch.minimum(d, most)
+        return torch.maximum(ball, -most, out=ball).clamp_(lo, hi)
 
     def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         return super().hull(eps * self.units(lo), lo, hi)
@@ -381,9 +388,18 @@ class _L2(Norm):
     noise = "gaussian"
 
     def size(self, d: Tensor) -> Tensor:
-        flat = d.flatten(1)
-        top = flat.abs().amax(1)
-        return (flat / torch.where(top > 0, top, 1)[:, None]).square().sum(1).sqrt() * top
+        length = torch.linalg.vector_norm(d.flatten(1), dim=1)
+        odd = self._odd(length)
+        if not bool(odd.any()):
+            return length
+        rows = d[odd]
+        exact = scaled(rows).flatten(1).square().sum(1).sqrt() * largest(rows)
+        return length.index_put((odd,), exact)
+
+    @staticmethod
+    def _odd(length: Tensor) -> Tensor:
+        """Of which lengths [n] the squares may have vanished or overflown: [n] bool."""
+        return ~((length > 1e-15) & (length < 1e15))
 
     def _long(self, d: Tensor, share: Tensor) -> Tensor:
         return 1 - share
@@ -392,9 +408,14 @@ class _L2(Norm):
         return self.size(g)
 
     def steepest(self, g: Tensor) -> Tensor:
-        g = scaled(g)
-        length = wide(g.flatten(1).square().sum(1).sqrt(), g)
-        return g / torch.where(length > 0, length, 1)
+        length = torch.linalg.vector_norm(g.flatten(1), dim=1)
+        odd = self._odd(length)
+        unit = g / wide(length, g)
+        if bool(odd.any()):
+            rows = scaled(g[odd])
+            length = wide(rows.flatten(1).square().sum(1).sqrt(), rows)
+            unit[odd] = rows / torch.where(length > 0, length, 1)
+        return unit
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # The nearest point is clip(s d) for one scale s in [0, 1] a row. With the clipped entries
@@ -465,7 +486,7 @@ class _OneFeature(Norm):
     dense = False
 
     def dual(self, g: Tensor) -> Tensor:
-        return g.flatten(1).abs().amax(1)
+        return largest(g)
 
     def steepest(self, g: Tensor) -> Tensor:
         flat = g.flatten(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.result import UNLIMITED, Outcome, SearchResult
-from holdfast.norms import Norm, wide
+from holdfast.norms import Norm, largest, wide
 from holdfast.targets.batch import Part, part_of, picked, places
 from holdfast.targets.target import Target
 from holdfast.tasks import silent
@@ -166,7 +166,7 @@ class Counts:
     def gradients(self, rows: Part, g: Tensor) -> Tensor:
         """Gradients at these rows. One that is not finite fails its row and becomes zero; those
         that are exactly zero are counted."""
-        top = g.flatten(1).abs().amax(1)  # NaN and inf carry through
+        top = largest(g)  # NaN and inf carry through
         bad = ~top.isfinite()
         if self.counted:
             estimated = self.target.cost.pullback
@@ -233,7 +233,7 @@ class Counts:
             lower = low < lowest
             result.margin[at] = low.minimum(lowest)
             first = (lower & known.isinf()).nonzero()[:, 0]
-            result.best[at[first]] = x[first]
+            result.best[at[first]] = part_of(x, first)
             if self.deeper:
                 hit = hit & lower
         if not self.deeper:  # what rounding cannot make smaller than what is known changes nothing
@@ -242,8 +242,9 @@ class Counts:
         if len(new):
             if self.deeper:
                 result.size[at[new]] = torch.inf
-            size = self.norm.size(x[new].double() - start[new].double())
-            result.record(at[new], x[new], size)
+            found, start = part_of(x, new), part_of(start, new)
+            size = self.norm.size(found.double() - start.double())
+            result.record(at[new], found, size)
             if self.stop:
                 broken = (result.size[at] <= limit) & (limit < UNLIMITED)
                 done = self.target.task.settled(broken, result.margin[at])

@@ -335,7 +335,7 @@ class Problem:
         if self.threat.schema is not None:
             point = x + d.clamp(self.lo[rows], self.hi[rows])
             return self.threat.repaired(self._images[rows], point, self.eps.flatten()[rows])
-        point = self.target.bounds.clamp(x + d)
+        point = (x + d).clamp_(*self.target.bounds.sides(x))
         if self.threat.spatial is not None and self.threat.spatial.avoids:
             batch = Batch(self._images[rows], rows_of(self._context, rows))
             return self.threat.spatial.settled(point, objects_at(self.target, batch))

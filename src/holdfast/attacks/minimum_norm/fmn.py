@@ -49,7 +49,7 @@ class FMN(Attack):
         value, g = p.gradient(s.d, "margin")
         fade = (1 + math.cos(math.pi * t / self.steps)) / 2
         alpha, gamma = self.alpha * (0.01 + 0.99 * fade), self.gamma * (0.02 + 0.98 * fade)
-        ahead = s.d + alpha * p.width * L2.steepest(g)
+        ahead = L2.steepest(g).mul_(alpha * p.width).add_(s.d)
         best = p.smallest
         shrunk = torch.minimum(s.radius * (1 - gamma), s.radius - p.norm.grain).minimum(best)
         grown = torch.maximum(s.radius * (1 + gamma), s.radius + p.norm.grain)
@@ -63,7 +63,7 @@ class FMN(Attack):
         if t >= TRUST:
             # that a feature moves farther costs nothing in L0
             astray = lost if p.norm.scales else ~p.met
-            ahead = ahead * wide(torch.where(astray, FAR, 1), ahead)
+            ahead.mul_(wide(torch.where(astray, FAR, 1.0), ahead))
         return Ball(p.norm.project(ahead, wide(radius, ahead), p.lo, p.hi), radius)
 
 
