@@ -217,21 +217,12 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     sign, steep, cap, need = _slopes(g, gap, lo, hi)
     gain = steep * cap
     worth = gain if by_gain else steep
-    least = _largest(worth, lambda flags: (flags * gain).sum(1) >= need[:, 0])
+    least = _largest(worth, lambda flags: flags.mul_(gain).sum(1, keepdim=True) >= need)
     whole, equal = _flags(worth, least)
     equal.mul_(gain)
     left = need - (whole * gain).sum(1, keepdim=True) - (equal.cumsum(1) - equal)
     part = torch.where(equal > 0, left / steep, 0).clamp_min(0).minimum(cap)
     return (whole * cap + part).view_as(g) * sign
-
-
-def _free(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """1 where a point [n, f] is 0 or between its limits, else 0; as numbers, since to compute with
-    a mask of bool takes several times as long."""
-    other = torch.empty_like(point)
-    free = torch.gt(point, low, out=torch.empty_like(point))
-    free.mul_(torch.lt(point, high, out=other))
-    return torch.maximum(free, torch.eq(point, 0, out=other), out=free)
 
 
 def _lowered(size: Tensor, budget: Tensor, cap: Tensor | None = None) -> Tensor:
@@ -270,21 +261,20 @@ def _lowered(size: Tensor, budget: Tensor, cap: Tensor | None = None) -> Tensor:
 
 def _largest(values: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
     """The largest number [n, 1] of each row, of at least 0, so that those of values [n, f] that are
-    no smaller are enough; 0 where there is none. `enough` [n] bool is asked with flags [n, f], 1 or
-    0.
+    no smaller are enough; 0 where there is none, NaN where even no value is enough. `enough` [n, 1]
+    bool is asked with flags [n, f], 1 or 0.
 
-    By halves of the interval of bits, which are in the order of the numbers: to sort takes up to
-    ten times as long.
+    Bit by bit from the highest, since bits are in the order of the numbers: to sort takes up to ten
+    times as long.
     """
-    bits = {4: torch.int32, 8: torch.int64}[values.element_size()]
-    low = torch.zeros(len(values), 1, dtype=bits, device=values.device)
-    high = torch.full_like(low, torch.inf, dtype=values.dtype).view(bits)
+    bits = 8 * values.element_size() - 1
+    whole = torch.int32 if bits == 31 else torch.int64
+    found = torch.zeros(len(values), 1, dtype=whole, device=values.device)
     flags = torch.empty_like(values)
-    while bool((high - low > 1).any()):
-        middle = low + (high - low) // 2
-        above = enough(torch.ge(values, middle.view(values.dtype), out=flags))[:, None]
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return low.view(values.dtype)
+    for bit in reversed(range(bits)):
+        more = found | (1 << bit)
+        found = more.where(enough(torch.ge(values, more.view(values.dtype), out=flags)), found)
+    return found.view(values.dtype)
 
 
 def _flags(values: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
@@ -433,12 +423,17 @@ class _L2(Norm):
     @staticmethod
     def _risen(flat: Tensor, budget: Tensor, low: Tensor, high: Tensor, most: float) -> Tensor:
         """The largest s up to `most` with |clip(s flat)|^2 <= budget: [n]."""
+        point, free, other = (torch.empty_like(flat) for _ in range(3))
         slope = flat.square().sum(1)  # from 0, where nothing is clipped
         s = torch.where(slope > 0, (budget / slope).sqrt(), most).clamp_max(most)
         for _ in range(100):
-            point = flat * s[:, None]
-            free = _free(point, low, high)
-            fixed = point.clamp_(low, high).mul_(1 - free).square_().sum(1)
+            torch.mul(flat, s[:, None], out=point)
+            # 1 where it is between its limits, or 0; as numbers, since to compute with a mask of
+            # bool takes longer
+            torch.gt(point, low, out=free).mul_(torch.lt(point, high, out=other))
+            torch.maximum(free, torch.eq(point, 0, out=other), out=free)
+            clipped = torch.neg(free, out=other).add_(1).mul_(point.clamp_(low, high))
+            fixed = clipped.square_().sum(1)
             slope = free.mul_(flat).square_().sum(1)
             root = ((budget - fixed).clamp_min(0) / slope).sqrt()
             risen = torch.where(slope > 0, root, most).clamp_max(most).maximum(s)
@@ -590,10 +585,10 @@ class _L0(_OneFeature):
             return inside
         # Keeping a unit spares its squares, but for what the box takes of them.
         spared = self.per_unit(d.square() - (d - inside).square())
-        k = eps.flatten().expand(len(d)).floor()
-        least = _largest(spared, lambda flags: flags.sum(1) >= k)
+        k = eps.flatten().expand(len(d)).floor()[:, None]
+        least = _largest(spared, lambda flags: flags.sum(1, keepdim=True) >= k)
         chosen, equal = _flags(spared, least)
-        spare = k[:, None] - chosen.sum(1, keepdim=True)  # the first of those that are equal
+        spare = k - chosen.sum(1, keepdim=True)  # the first of those that are equal
         chosen += equal * (equal.cumsum(1) <= spare)
         return torch.where(wide(few, d), inside, inside * self.spread(chosen, d))
 
