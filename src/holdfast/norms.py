@@ -627,9 +627,12 @@ class _L0(_OneFeature):
         """
         far = d.abs()
         s = far.sqrt().maximum(far.sqrt().sqrt())
+        third = weight * 2 / 3
+        cube, value, other = (torch.empty_like(far) for _ in range(3))
         for _ in range(8):
-            cube = s * s * s
-            s = s - (s * cube - far * s + weight * 2 / 3) / (4 * cube - far)
+            torch.mul(s, s, out=cube).mul_(s)
+            torch.mul(s, cube, out=value).sub_(torch.mul(far, s, out=other)).add_(third)
+            s.sub_(value.div_(torch.mul(cube, 4, out=other).sub_(far)))
         v = s * s * s
         kept = (v - far).square() / 2 + weight * s * s < far.square() / 2
         return torch.where(kept, v * d.sign(), 0)
