@@ -48,12 +48,7 @@ DEFECTS = [
     Defect(
         "steepest normalises over the whole batch",
         "norms.py",
-        (
-            (
-                "length = wide(g.flatten(1).square().sum(1).sqrt(), g)",
-                "length = g.square().sum().sqrt()",
-            ),
-        ),
+        (("unit = g / wide(length, g)", "unit = g / length.norm()"),),
     ),
     Defect(
         "APGD's best loss is the same memory as the one noted at the checkpoint",
@@ -96,11 +91,8 @@ DEFECTS = [
         "a floor of 1e-12 under the squared norm of a gradient",
         "norms.py",
         (
-            ("        g = scaled(g)\n        length", "        length"),
-            (
-                "return g / torch.where(length > 0, length, 1)",
-                "return g / (length.square() + 1e-12).sqrt()",
-            ),
+            ("odd = self._odd(length)\n        unit", "odd = length < 0\n        unit"),
+            ("unit = g / wide(length, g)", "unit = g / (wide(length, g).square() + 1e-12).sqrt()"),
         ),
     ),
     Defect(
