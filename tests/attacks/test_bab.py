@@ -1,5 +1,5 @@
-"""BaB on networks that bounds can follow: exact where the network is linear, better than walks from
-anywhere where it is not, each row by itself, and refused or idle elsewhere."""
+"""BaB on networks that bounds can follow: at the optimum where the network is linear, nothing that
+is proved is broken, each row is searched by itself; and it is refused or idle elsewhere."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def jagged() -> tuple[TorchTarget, Tensor, Tensor]:
     """A network of two hidden layers at random weights, whose gradient says little of what is
     further away; its own answers are the classes."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)
-    )
+    first, second = nn.Linear(16, 40), nn.Linear(40, 40)
     with torch.no_grad():
-        for part in (net[1], net[3]):
+        for part in (first, second):
             part.weight *= 3
+    net = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), nn.Linear(40, 4))
     target = wrap(net.eval(), bounds=(0, 1))
     x = torch.rand(6, 1, 4, 4)
     return target, x, target.labels(x)

@@ -1,4 +1,4 @@
-"""BaB: branch and bound says where walks down a margin begin, and where they go on."""
+"""BaB: branch and bound says where descents begin, and where they go on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RADII = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 10, 1 / 15)  # of balls aroun
 
 
 class Round(NamedTuple):
-    """Walks from each of the best points: their length in units, and in what ball around a point
+    """Descents from each of the best points: their length in units, and in what ball around a point
     they begin."""
 
     points: int
@@ -33,11 +33,11 @@ class Round(NamedTuple):
     radius: float = 0.0
 
 
-class Walks(NamedTuple):
-    d: Tensor  # where the walk is, [n, *shape]
+class Descents(NamedTuple):
+    d: Tensor  # where the descent is, [n, *shape]
     along: Tensor  # its direction
     aim: Tensor  # the class that is to win, [n]
-    starts: Tensor  # of the walks of this round, [n, parts, *shape]
+    starts: Tensor  # of the descents of this round, [n, parts, *shape]
     points: Tensor  # the best points, as many
     values: Tensor  # how far the aim is from winning there, [n, parts]; above 0: it won
 
@@ -47,14 +47,14 @@ class BaB(Attack):
     """A search guided by branch and bound, for networks of ReLUs (after Zhang et al. 2022, "A
     Branch and Bound Framework for Stronger Adversarial Attacks of ReLU Networks", ICML).
 
-    Branch and bound splits the ball by the signs of what ReLUs take; a walk begins where the
-    margin's lower line is lowest on each of the parts. From the points of the lowest margins
-    shorter walks go on; then the same in smaller and smaller balls around them, which begin where
-    the line over such a ball is lowest. The margin is that over the best wrong class at the best
-    point known before. A restart goes on with the parts that follow.
+    Branch and bound splits the ball by the signs of what ReLUs take; a descent begins where the
+    margin's lower line is lowest on each of the parts. Shorter descents go on from the points of
+    the lowest margins, and then in smaller and smaller balls around the best of them, where the
+    line over such a ball is lowest. The margin is that over the best wrong class at the best point
+    known before. A restart goes on with the parts that follow.
 
-    It needs a network that `certify` can follow, of at most 16,384 activations. In a
-    protocol it does nothing for another.
+    It needs a network that `certify` can follow, of at most 16,384 activations. In a protocol it
+    does nothing for another.
 
     Cost: one forward and one backward a step and row, and one forward for the start; the bounds ask
     the model nothing, but take about as long.
@@ -66,8 +66,8 @@ class BaB(Attack):
     norms = frozenset({"linf"})
     of_networks = True
 
-    steps: int = option(2880, "gradient steps of all walks")
-    parts: int = option(48, "parts of the ball, in each of which a walk begins", at_least=6)
+    steps: int = option(2880, "gradient steps of all descents")
+    parts: int = option(48, "parts of the ball, in each of which a descent begins", at_least=6)
 
     @property
     def warm(self) -> bool:
@@ -84,7 +84,7 @@ class BaB(Attack):
         far = [Round(self.parts, 1), Round(self.parts // 3, 2)]
         return far + [Round(self.parts // 6, 1, radius) for radius in RADII]
 
-    def start(self, p: Problem) -> Walks:
+    def start(self, p: Problem) -> Descents:
         d = p.random_start("best")
         points = d[:, None].repeat(1, self.parts, *[1] * (d.dim() - 1))
         values = d.new_full(points.shape[:2], -torch.inf)
@@ -93,7 +93,7 @@ class BaB(Attack):
             _fit(p.graph)
         except InputError:
             p.stop_asking(p.live)
-            return Walks(d, d, aim, points, points, values)
+            return Descents(d, d, aim, points, points, values)
         z, starts = p.scores(d), points.clone()
         if p.aim is None:
             aim = without(z, p.y).argmax(1)
@@ -105,16 +105,16 @@ class BaB(Attack):
             starts[row, : len(low)] = low.to(d) - p.x[row]
             proved[row] = not len(low)
         p.stop_asking(proved)
-        return Walks(d, d, aim, starts, points, values)
+        return Descents(d, d, aim, starts, points, values)
 
-    def step(self, p: Problem, s: Walks, t: int) -> Walks:
-        turn, walk, of, steps = self._place(t)
+    def step(self, p: Problem, s: Descents, t: int) -> Descents:
+        turn, descent, of, steps = self._place(t)
         if not of:
-            s = self._begun(p, s, self.rounds[turn]) if turn and not walk else s
-            s = s._replace(d=s.starts[:, walk], along=torch.zeros_like(s.d))
+            s = self._begun(p, s, self.rounds[turn]) if turn and not descent else s
+            s = s._replace(d=s.starts[:, descent], along=torch.zeros_like(s.d))
         value, g = p.gradient(s.d, _gap, s.aim)
-        better = value > s.values[:, walk]
-        s.points[better, walk], s.values[better, walk] = s.d[better], value[better]
+        better = value > s.values[:, descent]
+        s.points[better, descent], s.values[better, descent] = s.d[better], value[better]
         size = g.abs().flatten(1).sum(1).clamp_min(torch.finfo(g.dtype).tiny)
         along, left = MOMENTUM * s.along + g / wide(size, g), 1 - of / steps
         lo, hi = p.norm.hull(p.eps, p.lo, p.hi)
@@ -125,7 +125,7 @@ class BaB(Attack):
         return s._replace(d=torch.minimum(torch.maximum(d, lo), hi), along=along)
 
     def _place(self, t: int) -> tuple[int, int, int, int]:
-        """The round of step t, its walk in it, its place in that, and the steps of that."""
+        """The round of step t, its descent in it, its place in that, and the steps of that."""
         unit = -(-self.steps // sum(one.points * one.units for one in self.rounds))
         for turn, one in enumerate(self.rounds):
             steps = one.units * unit
@@ -134,8 +134,8 @@ class BaB(Attack):
             t -= one.points * steps
         raise AssertionError
 
-    def _begun(self, p: Problem, s: Walks, turn: Round) -> Walks:
-        """The best points first, and the starts of walks from so many of them."""
+    def _begun(self, p: Problem, s: Descents, turn: Round) -> Descents:
+        """The best points first, and the starts of descents from so many of them."""
         order = s.values.argsort(1, descending=True)
         rows = torch.arange(len(order), device=order.device)[:, None]
         points, values = s.points[rows, order], s.values[rows, order]
