@@ -21,9 +21,10 @@ from holdfast.losses import EVERY_LOSS, LOSSES, PIXEL_LOSSES
 from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
-from holdfast.targets.batch import Batch, Rows, picked, rows_of
+from holdfast.targets.batch import Batch, Rows, part_of, picked, rows_of
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import WithTruth
+from holdfast.tensors import detached
 from holdfast.threats.threat import Threat
 
 # what the author of an attack needs, in one import
@@ -195,7 +196,7 @@ def run(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
-        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        batch, y = target.batcher.place(batch), detached(y.to(target.batcher.device))
         result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
@@ -245,10 +246,11 @@ class Search(Problem):
 
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
-        self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
+        self.eps, self.lo, self.hi = (part_of(c, keep) for c in (self.eps, self.lo, self.hi))
         self.aim, self.warm_start = picked(self.aim, keep), picked(self.warm_start, keep)
         self.restart = self.restart[keep]
-        self._images, self._context = self._images[keep], rows_of(self._context, keep)
+        self._images = part_of(self._images, keep)
+        self._context = rows_of(self._context, keep)
         self.keys = self.keys.take(keep)
         self._counts.take(keep)
         self._asked = None
@@ -258,8 +260,7 @@ class Search(Problem):
         if d is not self._asked:
             self.adversarial(d)
         if self.target.access < Access.SCORES:
-            every = torch.arange(len(d), device=d.device)
-            self._counts.keep(self._point(every, self.project(d)))
+            self._counts.keep(self._point(slice(0, len(d)), self.project(d)))
 
     def tighten(self) -> None:
         """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
@@ -325,7 +326,7 @@ def perturb(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed)
-        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        batch, y = target.batcher.place(batch), detached(y.to(target.batcher.device))
         result = None
         if not attack.bounded:  # a search for the smallest d steers by what it has found
             result = SearchResult.open(
@@ -423,5 +424,5 @@ def _noise_of(attack: Attack) -> str:
 
 def _rows(state: State, keep: Tensor) -> State:
     if isinstance(state, Tensor):
-        return state[keep]
+        return part_of(state, keep)
     return type(state)(*(_rows(part, keep) for part in state))
