@@ -85,8 +85,8 @@ class GradientSources:
         self._pay(2)
         close = TINY * (self.target.bounds.high - self.target.bounds.low)
         with sealed(0):
-            moved = self.target.bounds.clamp(x.x + close * torch.randn_like(x.x).sign())
-            z, other = (self.target.scores(x.with_x(point)) for point in (x.x, moved))
+            slight = self.target.bounds.clamp(x.x + close * torch.randn_like(x.x).sign())
+            z, other = (self.target.scores(x.with_x(point)) for point in (x.x, slight))
         if int((z == other).all(1).sum()) > len(z) / 2:
             return "flat"
         return "" if self._has_gradient else "hidden"

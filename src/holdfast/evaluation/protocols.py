@@ -225,8 +225,8 @@ STEPPED: dict[str, tuple[str, ...]] = {
     "thorough": (
         *_JUMPS,
         "relay(steps=500, leg=100, max_margin=0.12)",
-        "dula(steps=1000, heat=1, max_margin=0.08)",
-        'dula(steps=1000, heat=0.6, moves=0.05, start_at="best", max_margin=0.08)',
+        "dula(steps=250, heat=0.8, targets=3, max_margin=0.1)",
+        "dula(steps=600, heat=1, max_margin=0.08)",
     ),
 }
 
