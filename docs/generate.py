@@ -23,7 +23,15 @@ from holdfast.attacks import (
     run,
 )
 from holdfast.cli import listing
-from holdfast.evaluation.protocols import BLACK_BOX, OF_TASK, PROTOCOLS, SMALLEST, TABLES, TREES
+from holdfast.evaluation.protocols import (
+    BLACK_BOX,
+    OF_TASK,
+    PROTOCOLS,
+    SMALLEST,
+    STEPPED,
+    TABLES,
+    TREES,
+)
 from holdfast.runs.manifest import Manifest
 from holdfast.targets.target import Access
 
@@ -36,6 +44,7 @@ USES = {
     "square": "the model gives scores but no gradients, or its gradients are suspect",
     "acg": "many short restarts are to find what APGD leaves",
     "relay": "gradients are masked in part: random search and ascent take turns",
+    "dula": "inputs or units are rounded, thresholded or binarised (Linf)",
     "bim": "a paper's figure is BIM's: PGD without a random start",
     "fab": "you reproduce AutoAttack, or want small changes in Linf, L2 or L1",
     "cw": "a paper's figure is Carlini and Wagner's; slow",
@@ -131,6 +140,12 @@ def attacks() -> str:
             f"- {norm}: {'; '.join(f'`{t}`' for t in trials)}" for norm, trials in lists.items()
         )
         parts.append(f"**{name}**, version {version}: {text}.\n\n{rows}\n")
+        if name in STEPPED:
+            listed = "; ".join(f"`{t}`" for t in STEPPED[name])
+            parts.append(
+                "Of a torch model whose scores are flat next to its inputs, because of thresholds, "
+                f"signs or rounding, in linf, by gradients straight through them: {listed}.\n"
+            )
         for access, others in BLACK_BOX.items():
             rows = "\n".join(
                 f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"

@@ -226,6 +226,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A `standard` of one trial, and follow-ups of two."""
     lists = {"standard": (3, "", {"other": ('apgd(steps=5, loss="mifpe")',)})}
     monkeypatch.setattr(protocols, "PROTOCOLS", lists)
+    monkeypatch.setattr(protocols, "STEPPED", {})
     monkeypatch.setattr(protocols, "DRAWN", {"other": ('apgd(steps=3, loss="mifpe")',)})
     bpda = 'apgd(steps=10, loss="margin", gradient="bpda")'
     answers = dict.fromkeys(FOLLOW_UPS, (bpda, "square(steps=9)"))

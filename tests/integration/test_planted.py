@@ -176,9 +176,7 @@ def asked(model: nn.Module, threat: str = "linf(0.1)") -> tuple[int, int, int, i
     backwards."""
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
-    found = missed(
-        target, X[:6], Threat.parse(threat), parse_trial(FIRST).attack, torch.arange(6), 0
-    )
+    found = missed(target, X[:6], Threat.parse(threat), parse_trial(FIRST), torch.arange(6), 0)
     return None if found is None else (int(found[0].sum()), int(found[1].sum()), *found[2:])
 
 
@@ -211,7 +209,7 @@ def test_what_is_planted_is_found_at_the_cost_that_is_said() -> None:
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
     before, weight = model.rows[0], model.net[2].weight.clone()
-    found = missed(target, X[:6], Threat.linf(0.1), parse_trial(FIRST).attack, torch.arange(6), 0)
+    found = missed(target, X[:6], Threat.linf(0.1), parse_trial(FIRST), torch.arange(6), 0)
     assert found is not None
     assert (int(found[0].sum()), int(found[1].sum())) == (6, 0)
     assert model.rows[0] - before == found[2]
@@ -223,7 +221,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     target = holdfast.wrap(SOUND[name]())
     target.bind((1, 8, 8))
     before = target.fingerprint()
-    found = missed(target, X[:6], Threat.l2(0.5), parse_trial(FIRST).attack, torch.arange(6), 0)
+    found = missed(target, X[:6], Threat.l2(0.5), parse_trial(FIRST), torch.arange(6), 0)
     assert found is not None
     assert int(found[1].sum()) == 0
     assert target.fingerprint() == before
@@ -244,7 +242,7 @@ def test_where_nothing_can_be_planted_nothing_is() -> None:
     assert asked(trained(mlp), "l1(1)") is None
     target = holdfast.wrap(lambda x: x.flatten(1)[:, :10])
     target.bind((1, 8, 8))
-    attack = parse_trial(FIRST).attack
+    attack = parse_trial(FIRST)
     assert missed(target, X[:6], Threat.linf(0.1), attack, torch.arange(6), 0) is None
     torch.manual_seed(0)
     single = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -41,7 +41,7 @@ FIXED_EPS = [
     'pgd(steps=100, loss="ce", start_at="zero")',
 ]
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
-FIXED_EPS += ["acg(steps=100)", "slide(steps=100)"]
+FIXED_EPS += ["acg(steps=100)", "dula(steps=30)", "slide(steps=100)"]
 
 
 def optimum(

@@ -81,6 +81,7 @@ class Attack(Craft, ABC):
     )
     mixes: ClassVar[bool] = False  # takes images of other classes from a pool
     of_trees: ClassVar[bool] = False  # reads the leaves of an ensemble of trees
+    of_networks: ClassVar[bool] = False  # reads the operators of a network
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
@@ -114,6 +115,13 @@ class Attack(Craft, ABC):
     def works_in(cls, norm: Norm) -> bool:
         """Whether it can search in this norm."""
         return norm.name in cls.norms and (cls.groups or not norm.group)
+
+    def check_target(self, target: Target) -> None:
+        """Refuse a target for which it does nothing; within a protocol it is run all the same.
+
+        Raises:
+            SpecError: it is one.
+        """
 
     def variant(self, p: Problem) -> Any:
         """Of its `variants` the one for the norm of this problem."""

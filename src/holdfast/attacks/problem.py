@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.counts import Counts, meets
 from holdfast.attacks.result import UNLIMITED, SearchResult
-from holdfast.errors import SpecError
+from holdfast.bounds import Graph, graph_of
+from holdfast.errors import InputError, SpecError
 from holdfast.losses import EVERY_LOSS, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Part, Rows, part_of, picked, places, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.targets.truth import objects_at
+from holdfast.targets.wrappers import itself
 from holdfast.threats.threat import Targeted, Threat
 
 Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
@@ -113,6 +116,18 @@ class Problem:
     def met(self) -> Tensor:
         """Whether the point last asked about (of probes: any) met the goal: [n] bool."""
         return self._counts.met
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The target's network, as proofs follow it.
+
+        Raises:
+            InputError: it is none that they can follow, or the threat does not only add to its
+                inputs.
+        """
+        if not self.threat.additive or self.threat.schema is not None:
+            raise InputError(f"{self.threat} does not only add to the inputs of the network.")
+        return graph_of(itself(self.target))
 
     # ------------------------------------------------------------------ geometry
 

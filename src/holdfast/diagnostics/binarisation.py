@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, run
+from holdfast.attacks.attack import run
 from holdfast.attacks.problem import Pool, Problem
+from holdfast.attacks.trial import Trial
 from holdfast.memory import rows_at_once
 from holdfast.rng import Keys
 from holdfast.targets.adapter import Adapter
+from holdfast.targets.frameworks.pytorch.bpda import Straightened
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Threat, Untargeted
@@ -53,6 +55,10 @@ class Planted:
             out.abs()[:, 0] if out.shape[1] == 1 else out.topk(2, 1).values.diff(dim=1).abs()[:, 0]
         )
         self.head.bias = nn.Parameter(self.head.weight.new_zeros(out.shape[1]), requires_grad=False)
+
+    def attacked(self, gradient: str) -> Target:
+        """The target, with gradients straight through its steps where they are from `bpda`."""
+        return Straightened(self.target) if gradient == "bpda" else self.target
 
     def _note(self, _: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
         self.seen.append((given[0].detach().flatten(1).double(), out.detach().flatten(1)))
@@ -125,7 +131,7 @@ def missed(
     target: Target,
     x: Tensor,
     threat: Threat,
-    attack: Attack,
+    trial: Trial,
     ids: Tensor,
     seed: int,
     pool: Pool | None = None,
@@ -177,8 +183,8 @@ def missed(
             if solvable[i]:
                 zero = torch.zeros(1, dtype=torch.int64)
                 result = run(
-                    attack,
-                    planted.target,
+                    trial.attack,
+                    planted.attacked(trial.gradient),
                     row,
                     zero,
                     threat,

@@ -78,6 +78,8 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Where a protocol goes straight through the steps that are their cause, these are answered.
+_GRADIENTS = ("zero_gradient", "wrong_gradient", "turning_gradient")
 # What a sign shows as: how attacks succeed is explained by what the gradient is, and the later of
 # the list by the earlier.
 _ATTACKS = (
@@ -90,7 +92,8 @@ _ATTACKS = (
     "binarisation",
 )
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_ATTACKS),
+    "non_smooth": (*_GRADIENTS, *_ATTACKS),
+    "stepped": (*_GRADIENTS, *_ATTACKS),
     "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_ATTACKS),
     "one_hot": ("zero_gradient", *_ATTACKS),
     "zero_gradient": _ATTACKS,
@@ -132,7 +135,13 @@ def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
     """As `follow`, whether or not they fit the threat and the target."""
     if protocol not in FOLLOWED:
         return []
-    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.explains)]
+    checks = [
+        check
+        for f in found
+        if f.severity != "info"
+        for check in (f.check, *f.explains)
+        if f.check != "stepped" or check not in _GRADIENTS
+    ]
     texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))
     return [parse_trial(text) for text in texts]
 
@@ -223,6 +232,15 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
 
 def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
+        return
+    if a.stepped:
+        yield _found(
+            a, "stepped", np.ones(len(a.ids), bool), 0, "gradients",
+            f"Steps hide the model's gradient ({', '.join(a.hard)}): the attacks of the protocol "
+            "went straight through them, by a gradient that is not the model's own and may miss "
+            "examples.",
+            "", "arXiv:1802.00420, section 4", severity="amber",
+        )  # fmt: skip
         return
     rows = a.broken_by.get("bpda", np.zeros(len(a.ids), bool))
     text = (

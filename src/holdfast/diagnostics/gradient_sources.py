@@ -14,7 +14,7 @@ from holdfast.attacks.shared.pool import ROWS, spread
 from holdfast.data import Source
 from holdfast.errors import SpecError
 from holdfast.runs.manifest import Costs
-from holdfast.targets.frameworks.pytorch.bpda import with_bpda
+from holdfast.targets.frameworks.pytorch.bpda import hard_steps, with_bpda
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Estimated, SmoothedGradient, Surrogate
@@ -22,7 +22,9 @@ from holdfast.threats.threat import Threat
 
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
 LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be smoothed
-QUERIES = 2048  # that it may put to the model
+TINY = 1e-4  # of the range of the inputs: how near to them scores are compared
+QUERIES = 2048  # that it may put to the model, and how many of them for each of these rows
+EACH = 32
 
 
 @dataclass
@@ -69,6 +71,33 @@ class GradientSources:
         )
 
     @functools.cached_property
+    def steps(self) -> str:
+        """What steps without a gradient do to a torch model, which `bpda` goes straight through.
+
+        `flat`: next to most inputs its scores do not change at all; `hidden`: they do, but it has
+        no gradient; else nothing.
+        """
+        if self.target.inputs.context or not self.has("bpda"):
+            return ""
+        x = self.target.batcher.place(spread(self.source, LOOKED)[0])
+        if not hard_steps(self.target, x[:1]):
+            return ""
+        self._pay(2)
+        close = TINY * (self.target.bounds.high - self.target.bounds.low)
+        with sealed(0):
+            slight = self.target.bounds.clamp(x.x + close * torch.randn_like(x.x).sign())
+            z, other = (self.target.scores(x.with_x(point)) for point in (x.x, slight))
+        if int((z == other).all(1).sum()) > len(z) / 2:
+            return "flat"
+        return "" if self._has_gradient else "hidden"
+
+    def _pay(self, forwards: int) -> None:
+        """Count so many forwards of the rows that are looked at."""
+        passes = forwards * min(LOOKED, len(self.source)) * self.target.cost.forwards
+        self.costs.forwards += passes
+        self.costs.queries += passes
+
+    @functools.cached_property
     def _has_gradient(self) -> bool:
         """Whether the model has a gradient at all: the mean of zeros is zero."""
         if self.target.access < Access.GRADIENTS:
@@ -108,5 +137,10 @@ class GradientSources:
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
             self.target,
-            distil(self.target, x.to(self.target.batcher.dtype), queries=QUERIES, epochs=8),
+            distil(
+                self.target,
+                x.to(self.target.batcher.dtype),
+                queries=min(QUERIES, EACH * len(x)),
+                epochs=8,
+            ),
         )

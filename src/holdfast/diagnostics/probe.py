@@ -89,6 +89,7 @@ class Answers:
     planted: np.ndarray | None = (
         None  # [m] bool: a solution was planted; None: the test cannot be made
     )
+    stepped: bool = False  # the protocol goes straight through the steps
     missed: np.ndarray | None = None  # [m] bool: and the attack did not find it
     passes: dict[str, int] = field(default_factory=dict)  # forwards and backwards of each question
     costs: Costs = field(default_factory=Costs)
@@ -110,7 +111,8 @@ def rows_of(source: Source) -> int:
 def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
     """What is tried on rows that a protocol's first trial leaves; `hard`: the model has steps
     without a gradient."""
-    more = Trial(replace(first.attack, steps=2 * first.attack.steps))
+    twice = replace(first.attack, steps=2 * first.attack.steps)
+    more = Trial(twice, gradient=first.gradient)
     asked = {name: parse_trial(text) for name, text in QUESTIONS.items()}
     return {"more": more, **asked, **({"bpda": parse_trial(BPDA)} if hard else {})}
 
@@ -135,12 +137,13 @@ def probe_rows(
     wrong = scores.float().softmax(1).scatter(1, rows.y[:, None], 0).amax(1)
     found.one_hot = _np(wrong <= torch.finfo(torch.float32).tiny)
     found.hard = hard_steps(target, rows.x[:2])
+    found.stepped = first.gradient == "bpda"
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, sources, seed)
     pool, planted = sources.images(first.attack), None
     if len(rows.ids) >= PLANTED:
-        planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
+        planted = missed(target, rows.x, rows.threat, first, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -240,7 +243,8 @@ def _attacks(
 
     broken_rows = broken("first", first, everything)
     robust_rows = ~broken_rows
-    for name, trial in questions(first, hard=bool(found.hard)).items():
+    hard = bool(found.hard) and not found.stepped
+    for name, trial in questions(first, hard=hard).items():
         broken(name, trial, robust_rows)
     width = target.bounds.high - target.bounds.low
     whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))

@@ -66,8 +66,8 @@ def claims(
     yield from _model(manifest, target)
     yield from _data(manifest, source, groups, table)
     yield from _threat(manifest, asked, target)
-    yield from _protocol(manifest, asked, target)
     sources = GradientSources(target, asked, source)
+    yield from _protocol(manifest, asked, sources)
     yield from _noted(manifest, asked, target, source, labels, sources)
     yield from _trials(manifest, asked, sources)
     yield from _rounds(manifest, asked, target.task, table)
@@ -199,11 +199,9 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
             )
 
 
-def _lists(
-    manifest: Manifest, threat: Threat, *, drawn: bool, trees: bool = False
-) -> list[list[str]]:
-    """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
-    randomised; `trees`: of an ensemble of trees."""
+def _lists(manifest: Manifest, threat: Threat, **kind: Any) -> list[list[str]]:
+    """The lists of trials that a named protocol may have for a model of this kind: see
+    `protocols.asked`."""
     name, substitute = manifest.protocol.name, manifest.model.surrogate is not None
     given = [
         a
@@ -211,15 +209,15 @@ def _lists(
         if a.name.lower() == manifest.model.access or (substitute and a == Access.GRADIENTS)
     ]
     known = [
-        protocols.asked(name, threat, access, drawn=drawn, trees=trees, task=manifest.model.task)
+        protocols.asked(name, threat, access, task=manifest.model.task, **kind)
         for access in given
         if threat.bounded or protocols.seeks_smallest(name, threat.norm.name, access)
     ]
     return [[t.write(whole=True) for t in one.trials] for one in known]
 
 
-def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
-    protocol = manifest.protocol
+def _protocol(manifest: Manifest, threat: Threat, sources: GradientSources) -> Iterator[str]:
+    protocol, target = manifest.protocol, sources.target
     trees = threat.schema is not None and has_trees(target)
     name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
     if name == "custom" and protocol.version != 1:
@@ -232,8 +230,9 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
             "cannot be checked."
         )
     elif name != "custom" and not any(
-        protocol.trials in _lists(manifest, threat, drawn=drawn, trees=trees)
+        protocol.trials in _lists(manifest, threat, drawn=drawn, trees=trees, steps=steps)
         for drawn in {False, target.cost.draws > 1}
+        for steps in {"", sources.steps if name in protocols.STEPPED else ""}
     ):
         yield f"protocol: its trials are not those of {name} version {version}."
 
@@ -342,7 +341,10 @@ def _noted(
     """What was found before the attacks, asked anew."""
     again, name = [*labels, *check_model(target, source)], manifest.protocol.name
     taken = randomised(again) and name in checks.FOLLOWED and target.cost.draws > 1
-    if taken and manifest.protocol.trials in _lists(manifest, threat, drawn=True):
+    if taken and any(
+        manifest.protocol.trials in _lists(manifest, threat, drawn=True, steps=steps)
+        for steps in ("", "hidden")
+    ):
         again = averaged(again)  # Holdfast itself took the mean, and says so
     if manifest.data.columns:
         again += one_size(source, threat)
@@ -358,7 +360,8 @@ def _noted(
         answers = probe(target, source, threat, first, sources, manifest.seed)
         found = checks.findings_of(answers)
         again += checks.answered(found, checks.follow(found, name, threat, sources))
-        costs = add(answers.costs, sources.costs)
+        costs = answers.costs
+    costs = add(costs, sources.costs)
     if not unknown:
         yield from _paid(manifest.probe_costs, costs)
     yield from _other_findings(manifest, again, unknown=unknown)

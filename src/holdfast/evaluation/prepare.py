@@ -141,9 +141,10 @@ def prepare(
     # the first inputs have shown what a plain function gives
     trees = threat.schema is not None and has_trees(target)
     task = str(target.describe().get("task", "classes"))
-    kind = {"drawn": drawn, "trees": trees, "task": task}
-    own = own or protocols.asked(protocol, threat, target.access, **kind)
     sources = GradientSources(target, threat, source)
+    steps = sources.steps if own is None and protocol in protocols.STEPPED else ""
+    kind = {"drawn": drawn, "trees": trees, "task": task, "steps": steps}
+    own = own or protocols.asked(protocol, threat, target.access, **kind)
     noted += [*labels, *texts, *one_size(source, threat), *first_answers(target, source)]
     noted += no_place(target, threat, source)
     steady = not randomised(noted) and judge.is_steady(target, read(source, 0, judge.FEW)[0])
@@ -237,6 +238,8 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)
+        if ready.protocol.name == "custom":
+            trial.attack.check_target(attacked)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(

@@ -33,7 +33,8 @@ _STANDARD = (
     'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
     'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.25)',
     'relay(steps=500, leg=100, loss="mifpe", max_margin=0.3)',
-    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.08)',
+    "bab(max_margin=0.1)",
+    'relay(steps=980, leg=100, loss="mifpe", restarts=2, max_margin=0.08)',
 )
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
@@ -54,6 +55,7 @@ _THOROUGH = (
     "relay(steps=8400, max_margin=0.15)",
     "relay(steps=8400, step_size=0.1, max_margin=0.08)",
 )
+_LAST = "bab(restarts=3, max_margin=0.15)"
 _THOROUGH_L2 = (
     "fab(steps=40, targets=3)",
     "brendelbethge(steps=480, walks=12, last=0.2)",
@@ -88,7 +90,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        5,
+        6,
         (
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
             "brings close to being broken"
@@ -102,10 +104,10 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "thorough": (
-        6,
+        7,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (*_STANDARD, *_THOROUGH),
+            "other": (*_STANDARD, *_THOROUGH, _LAST),
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
@@ -203,6 +205,31 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
             "other": ("sweep(steps=20000)",),
         },
     },
+}
+
+
+# What they are in Linf for torch models whose scores are flat next to their inputs, because of
+# steps: jumps between the corners of the ball. In other norms, and where steps hide the gradient
+# alone, they are what they are for other models; all by gradients through the steps. Their
+# versions are those of PROTOCOLS.
+_JUMPS = (
+    "dula(steps=50)",
+    "dula(steps=100, heat=0.8, max_margin=0.5)",
+    'dula(steps=100, moves=0.05, start_at="best", max_margin=0.25)',
+    "dula(steps=200, heat=1, max_margin=0.2)",
+    'dula(steps=300, moves=0.05, start_at="best", max_margin=0.15)',
+    "dula(steps=400, heat=1, max_margin=0.12)",
+    'dula(steps=400, heat=0.4, moves=0.05, start_at="best", max_margin=0.1)',
+)
+STEPPED: dict[str, tuple[str, ...]] = {
+    "quick": ("dula(steps=30)",),
+    "standard": _JUMPS,
+    "thorough": (
+        *_JUMPS,
+        "relay(steps=500, leg=100, max_margin=0.12)",
+        "dula(steps=250, heat=0.8, targets=3, max_margin=0.1)",
+        "dula(steps=600, heat=1, max_margin=0.08)",
+    ),
 }
 
 
@@ -394,10 +421,12 @@ def asked(
     drawn: bool = False,
     trees: bool = False,
     task: str = "classes",
+    steps: str = "",
 ) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
 
-    `trees`: for a model that is an ensemble of trees. `task`: as the manifest says it.
+    `trees`: for a model that is an ensemble of trees. `task`: as the manifest says it. `steps`:
+    what these do to the gradient, as `GradientSources.steps` says it.
 
     Raises:
         SpecError: as `protocol`.
@@ -415,7 +444,22 @@ def asked(
         (first,) = chosen([TREES]).trials
         if first.attack.works_in(threat.norm):
             own = replace(own, trials=(first, *own.trials))
+    if steps and name in STEPPED:
+        if (
+            steps == "flat"
+            and bounded
+            and threat.norm.name == "linf"
+            and threat.schema is None
+            and not drawn
+        ):
+            own = replace(own, trials=chosen(STEPPED[name]).trials)
+        own = replace(own, trials=tuple(map(through_steps, own.trials)))
     return own if threat.spatial is None else suited(own, threat.spatial.transform)
+
+
+def through_steps(trial: Trial) -> Trial:
+    """A trial whose gradients, where it asks for any, go straight through the model's steps."""
+    return replace(trial, gradient="bpda") if trial.attack.needs == Access.GRADIENTS else trial
 
 
 def suited(protocol: Protocol, transform: Transform) -> Protocol:

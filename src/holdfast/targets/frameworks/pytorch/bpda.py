@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError
+from holdfast.norms import wide
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.frameworks.pytorch.gradients import back
@@ -90,18 +91,22 @@ class Straightened(Around):
         ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
         super().__init__(inner)
+        self._flattens = False
 
     @property
     def gradients(self) -> GradientInfo:
-        return replace(self.inner.gradients, approximate=True, substitute=True)
+        # of a flatter softmax the order is that of the model, the margins are not
+        return replace(self.inner.gradients, approximate=True, substitute=self._flattens)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         assert isinstance(self.inner, TorchTarget)
         batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = batch.x.detach().clone().requires_grad_()
-            with _BPDAMode():
+            mode = _BPDAMode(len(leaf))
+            with mode:
                 z = self.inner.outputs(batch.with_x(leaf))
+        self._flattens = mode.flattens
         return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
 
 
@@ -166,7 +171,13 @@ class _Seen(TorchFunctionMode):
 
 
 class _BPDAMode(TorchFunctionMode):
-    """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
+    """Runs a forward pass of n rows with slopes in the place of steps. What a step gives stays what
+    it is."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+        self.flattens = False  # whether a softmax was met whose scores may be made flatter
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -178,10 +189,10 @@ class _BPDAMode(TorchFunctionMode):
             if name in _ROUND and args[0].is_floating_point():
                 return _as_if(func(*args, **kwargs), args[0])
             if name in _SIGN:
-                return _as_if(func(*args, **kwargs), args[0] / (1 + args[0].abs()))
+                return _as_if(func(*args, **kwargs), _slope(args[0], self.n))
             if name in _ABOVE | _BELOW and len(args) > 1:
                 gap = (args[0] - args[1]) if name in _ABOVE else (args[1] - args[0])
-                return _marked(func(*args, **kwargs), gap / (1 + gap.abs()) / 2)
+                return _marked(func(*args, **kwargs), _slope(gap, self.n) / 2)
             if name in _CAST and isinstance(args[0], Tensor) and args[0].requires_grad:
                 return _marked(func(*args, **kwargs), args[0])
             if name in _CAST:
@@ -197,6 +208,7 @@ class _BPDAMode(TorchFunctionMode):
             if name in _MIXES:
                 args = _swapped(args)
             if name in ("softmax", "log_softmax"):
+                self.flattens |= args[0].ndim == 2
                 args = (_flatter(args[0]), *args[1:])
             return func(*args, **kwargs)
 
@@ -212,6 +224,16 @@ def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
 def _as_if(value: Tensor, slope: Tensor) -> Tensor:
     """A value with the gradient of another."""
     return slope + (value - slope).detach()
+
+
+def _slope(gap: Tensor, n: int) -> Tensor:
+    """What rises from -1 to 1 around a step at 0, half of it within half the mean distance of a row
+    of n from the step: so no scale of the inputs, or of a layer, makes it too steep or too flat."""
+    unit: Tensor | float = 1.0
+    if gap.ndim > 1 and len(gap) == n and gap.is_floating_point():
+        unit = wide(gap.detach().abs().flatten(1).mean(1) / 2, gap)
+        unit = unit.clamp_min(torch.finfo(gap.dtype).tiny)
+    return gap / (unit + gap.abs())
 
 
 def _marked(step: Any, slope: Tensor) -> Any:
