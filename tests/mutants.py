@@ -35,7 +35,7 @@ DEFECTS = [
         "norms.py",
         (
             (
-                "return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)",
+                "return (d * wide(torch.where(legal, 1, s), d)).clamp_(lo, hi)",
                 "return (d / wide(self.size(d), d) * eps).clamp(lo, hi)",
             ),
         ),

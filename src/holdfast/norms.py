@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class Norm(ABC):
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """The step of size share * eps that leads fastest to where <g, d> is largest in the ball
         and box."""
-        return share * eps * self.steepest(g)
+        return self.steepest(g).mul_(share * eps)
 
     def across(self, g: Tensor, gap: Tensor) -> Tensor:
         """The smallest v with <g, v> = gap ([n]) where no box stops it; 0 where g is 0."""
@@ -166,10 +167,16 @@ def wide(column: Tensor, like: Tensor) -> Tensor:
     return column.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def largest(a: Tensor) -> Tensor:
+    """The largest absolute entry of each row of [n, ...]: [n]; NaN where there is one."""
+    flat = a.flatten(1)
+    return flat.amax(1).maximum(-flat.amin(1))
+
+
 def scaled(g: Tensor) -> Tensor:
     """g over its largest entry, so that sums and squares of tiny or huge gradients neither vanish
     nor overflow."""
-    top = wide(g.flatten(1).abs().amax(1), g)
+    top = wide(largest(g), g)
     return g / torch.where(top > 0, top, 1)
 
 
@@ -178,7 +185,7 @@ def _slopes(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...
     slope over the steepest and how far the box lets it go [n, f], and the gap over the steepest
     [n, 1]."""
     g = g * wide(gap.sign(), g)
-    top = g.flatten(1).abs().amax(1)
+    top = largest(g)
     cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
     need = (gap.abs() / torch.where(top > 0, top, 1))[:, None]
     return g.sign(), scaled(g).flatten(1).abs(), cap, need
@@ -189,17 +196,19 @@ def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Te
     gap."""
     sign, steep, cap, need = _slopes(g, gap, lo, hi)
     speed = speed.flatten(1)
-    active = (steep > 0) & (cap > 0)
-    kinks, order = torch.where(active, cap / speed, 0).sort(1)
-    full = torch.where(active, steep * cap, 0).gather(1, order)
-    rate = torch.where(active, steep * speed, 0).gather(1, order)
-    stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
-    going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
-    at = (stopped + kinks * going < need).sum(1, keepdim=True)
-    last = at.clamp_max(kinks.shape[1] - 1)
-    time = (need - stopped.gather(1, last)) / going.gather(1, last)
-    time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(active, (speed * time).minimum(cap), 0).view_as(g) * sign
+    full, rate = steep * cap, steep * speed
+    # What is given rises ever slower with the time, so that Newton's steps come from below: with
+    # the entries held fixed that have stopped by then, the next time solves a linear equation.
+    time, most = torch.zeros_like(need), torch.finfo(need.dtype).max
+    for _ in range(100):
+        stopped = torch.ge(speed * time, cap, out=torch.empty_like(cap))
+        given = (full * stopped).sum(1, keepdim=True)
+        going = stopped.neg_().add_(1).mul_(rate).sum(1, keepdim=True)
+        later = torch.where(going > 0, (need - given) / going, most).clamp_max(most).maximum(time)
+        if torch.equal(later, time):
+            break
+        time = later
+    return (speed * time).minimum(cap * (steep > 0)).view_as(g).mul_(sign)
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
@@ -207,11 +216,71 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     v> = gap."""
     sign, steep, cap, need = _slopes(g, gap, lo, hi)
     gain = steep * cap
-    order = (gain if by_gain else steep).argsort(dim=1, descending=True, stable=True)
-    gained, ranked = gain.gather(1, order), steep.gather(1, order)
-    need = need - (gained.cumsum(1) - gained)
-    move = torch.where(ranked > 0, need / ranked, 0).clamp_min(0).minimum(cap.gather(1, order))
-    return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * sign
+    worth = gain if by_gain else steep
+    least = _largest(worth, lambda flags: flags.mul_(gain).sum(1, keepdim=True) >= need)
+    whole, equal = _flags(worth, least)
+    equal.mul_(gain)
+    left = need - (whole * gain).sum(1, keepdim=True) - (equal.cumsum(1) - equal)
+    part = torch.where(equal > 0, left / steep, 0).clamp_min(0).minimum(cap)
+    return (whole * cap + part).view_as(g) * sign
+
+
+def _lowered(size: Tensor, budget: Tensor, cap: Tensor | None = None) -> Tensor:
+    """By which amount [n, 1], from 0, sizes [n, f] are lowered, then cut to 0 and to a cap, for
+    their sum to be the budget [n] at most.
+
+    That sum falls piecewise linearly with the amount: Newton's steps, and half of the known
+    interval where these would leave it. A row stops by what it holds itself, so that no other row
+    changes it.
+    """
+    budget, left, free = budget[:, None], torch.empty_like(size), torch.empty_like(size)
+    slack = 4 * torch.finfo(size.dtype).eps * budget
+    low, high = torch.zeros_like(budget), size.amax(1, keepdim=True)
+    amount, end = low, torch.full_like(budget, torch.inf)
+    for _ in range(100):
+        torch.sub(size, amount, out=left).clamp_min_(0)
+        slope = torch.gt(left, 0, out=free)
+        if cap is not None:
+            slope = slope.mul_(torch.lt(left, cap, out=torch.empty_like(left)))
+            left = torch.minimum(left, cap, out=left)
+        over = left.sum(1, keepdim=True) - budget
+        low, high = torch.where(over > 0, amount, low), torch.where(over < 0, amount, high)
+        step = amount + over / slope.sum(1, keepdim=True)  # NaN or inf where none is free
+        stays = step == amount  # no number is nearer; but the sum is not to lie above the budget
+        step = torch.where(stays & (over > 0), amount.nextafter(end), step)
+        middle = (low + high) / 2
+        half = torch.where(middle > low, middle, high)
+        after = torch.where((step > low) & (step < high), step, half)
+        done = (over.abs() <= slack) | ((over < 0) & ((amount == 0) | stays))
+        after = torch.where(done, amount, after)
+        if torch.equal(after, amount):
+            break
+        amount = after
+    return amount
+
+
+def _largest(values: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The largest number [n, 1] of each row, of at least 0, so that those of values [n, f] that are
+    no smaller are enough; 0 where there is none, NaN where even no value is enough. `enough` [n, 1]
+    bool is asked with flags [n, f], 1 or 0.
+
+    Bit by bit from the highest, since bits are in the order of the numbers: to sort takes up to ten
+    times as long.
+    """
+    bits = 8 * values.element_size() - 1
+    whole = torch.int32 if bits == 31 else torch.int64
+    found = torch.zeros(len(values), 1, dtype=whole, device=values.device)
+    flags = torch.empty_like(values)
+    for bit in reversed(range(bits)):
+        more = found | (1 << bit)
+        found = more.where(enough(torch.ge(values, more.view(values.dtype), out=flags)), found)
+    return found.view(values.dtype)
+
+
+def _flags(values: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Which values [n, f] are above a number [n, 1], and which are it: 1 or 0."""
+    above = torch.gt(values, least, out=torch.empty_like(values))
+    return above, torch.eq(values, least, out=torch.empty_like(values))
 
 
 def _over_box(g: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -248,17 +317,18 @@ class Linf(Norm):
         return 1.0 if self.scale is None else self.scale.to(like)
 
     def size(self, d: Tensor) -> Tensor:
-        return (d / self.units(d)).flatten(1).abs().amax(1)
+        return largest(d if self.scale is None else d / self.units(d))
 
     def dual(self, g: Tensor) -> Tensor:
         return (g * self.units(g)).flatten(1).abs().sum(1)
 
     def steepest(self, g: Tensor) -> Tensor:
-        return g.sign() * self.units(g)
+        return g.sign() if self.scale is None else g.sign() * self.units(g)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         most = eps * self.units(d)
-        return d.clamp(torch.maximum(lo, -most), torch.minimum(hi, most))
+        ball = torch.minimum(d, most)
+        return torch.maximum(ball, -most, out=ball).clamp_(lo, hi)
 
     def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         return super().hull(eps * self.units(lo), lo, hi)
@@ -275,7 +345,8 @@ class Linf(Norm):
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         if self.scale is None:
-            return super().prox(d, weight)
+            level = wide(_lowered(d.flatten(1).abs(), weight.flatten().expand(len(d))), d)
+            return d.minimum(level).maximum(-level)
         # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of
         # d. That one takes one amount a row times the scale off every entry; of the amounts that
         # its kinks give, the largest is it.
@@ -307,9 +378,18 @@ class _L2(Norm):
     noise = "gaussian"
 
     def size(self, d: Tensor) -> Tensor:
-        flat = d.flatten(1)
-        top = flat.abs().amax(1)
-        return (flat / torch.where(top > 0, top, 1)[:, None]).square().sum(1).sqrt() * top
+        length = torch.linalg.vector_norm(d.flatten(1), dim=1)
+        odd = self._odd(length)
+        if not bool(odd.any()):
+            return length
+        rows = d[odd]
+        exact = scaled(rows).flatten(1).square().sum(1).sqrt() * largest(rows)
+        return length.index_put((odd,), exact)
+
+    @staticmethod
+    def _odd(length: Tensor) -> Tensor:
+        """Of which lengths [n] the squares may have vanished or overflown: [n] bool."""
+        return ~((length > 1e-15) & (length < 1e15))
 
     def _long(self, d: Tensor, share: Tensor) -> Tensor:
         return 1 - share
@@ -318,9 +398,14 @@ class _L2(Norm):
         return self.size(g)
 
     def steepest(self, g: Tensor) -> Tensor:
-        g = scaled(g)
-        length = wide(g.flatten(1).square().sum(1).sqrt(), g)
-        return g / torch.where(length > 0, length, 1)
+        length = torch.linalg.vector_norm(g.flatten(1), dim=1)
+        odd = self._odd(length)
+        unit = g / wide(length, g)
+        if bool(odd.any()):
+            rows = scaled(g[odd])
+            length = wide(rows.flatten(1).square().sum(1).sqrt(), rows)
+            unit[odd] = rows / torch.where(length > 0, length, 1)
+        return unit
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # The nearest point is clip(s d) for one scale s in [0, 1] a row. With the clipped entries
@@ -333,17 +418,23 @@ class _L2(Norm):
             return inside
         flat, low, high = d.flatten(1), lo.expand_as(d).flatten(1), hi.expand_as(d).flatten(1)
         s = self._risen(flat, budget, low, high, 1)
-        return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)
+        return (d * wide(torch.where(legal, 1, s), d)).clamp_(lo, hi)
 
     @staticmethod
     def _risen(flat: Tensor, budget: Tensor, low: Tensor, high: Tensor, most: float) -> Tensor:
         """The largest s up to `most` with |clip(s flat)|^2 <= budget: [n]."""
-        s = torch.zeros_like(budget)
+        point, free, other = (torch.empty_like(flat) for _ in range(3))
+        slope = flat.square().sum(1)  # from 0, where nothing is clipped
+        s = torch.where(slope > 0, (budget / slope).sqrt(), most).clamp_max(most)
         for _ in range(100):
-            point = flat * s[:, None]
-            free = (point > low) & (point < high) | (point == 0)
-            fixed = torch.where(free, 0, point.clamp(low, high)).square().sum(1)
-            slope = torch.where(free, flat, 0).square().sum(1)
+            torch.mul(flat, s[:, None], out=point)
+            # 1 where it is between its limits, or 0; as numbers, since to compute with a mask of
+            # bool takes longer
+            torch.gt(point, low, out=free).mul_(torch.lt(point, high, out=other))
+            torch.maximum(free, torch.eq(point, 0, out=other), out=free)
+            clipped = torch.neg(free, out=other).add_(1).mul_(point.clamp_(low, high))
+            fixed = clipped.square_().sum(1)
+            slope = free.mul_(flat).square_().sum(1)
             root = ((budget - fixed).clamp_min(0) / slope).sqrt()
             risen = torch.where(slope > 0, root, most).clamp_max(most).maximum(s)
             if torch.equal(risen, s):
@@ -362,6 +453,10 @@ class _L2(Norm):
             d = (-scaled(g).flatten(1) * s[:, None]).clamp(low, high)
             unspent = (budget - d.square().sum(1)) * top / (2 * s)
         return torch.maximum((g.flatten(1) * d).sum(1) - unspent, _over_box(g, lo, hi))
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        length = wide(self.size(d), d)
+        return d * (1 - weight / torch.where(length > 0, length, 1)).clamp_min(0)
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, scaled(g).abs())
@@ -386,7 +481,7 @@ class _OneFeature(Norm):
     dense = False
 
     def dual(self, g: Tensor) -> Tensor:
-        return g.flatten(1).abs().amax(1)
+        return largest(g)
 
     def steepest(self, g: Tensor) -> Tensor:
         flat = g.flatten(1)
@@ -433,28 +528,15 @@ class _L1(_OneFeature):
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row,
-        # then cap it at the box. The capped sum falls piecewise linearly in that amount; sort its
-        # kinks and solve on one piece.
-        size = d.flatten(1).abs()
-        cap = torch.where(d > 0, hi, -lo).expand_as(d).flatten(1)
-        budget = eps.flatten().expand(len(d))
-        kinks, order = torch.cat([size, size - cap], 1).sort(1, descending=True)
-        bend = torch.where(order < size.shape[1], 1, -1)
-        # Downwards from the largest kink the slope of the sum is the number of entries between
-        # floor and cap.
-        slope = bend.cumsum(1)
-        rise = slope[:, :-1] * (kinks[:, :-1] - kinks[:, 1:])
-        total = torch.cat([torch.zeros_like(rise[:, :1]), rise.cumsum(1)], 1)
-        piece = (torch.searchsorted(total, budget[:, None].contiguous(), right=True) - 1).clamp_min(
-            0
-        )
-        left = budget[:, None] - total.gather(1, piece)
-        climb = slope.gather(1, piece)
-        shrink = kinks.gather(1, piece) - torch.where(
-            climb > 0, left / climb.clamp_min(1), math.inf
-        )
-        short = (size - shrink.clamp_min(0)).clamp_min(0).minimum(cap)
-        return (short.view_as(d) * d.sign()).clamp(lo, hi)
+        # then cap it at the box.
+        size, sign = d.flatten(1).abs(), torch.ones_like(d).copysign(d).flatten(1)
+        low, high = (side.expand_as(d).flatten(1) for side in (lo, hi))
+        cap = (sign * low).maximum(sign * high)
+        left = (size - _lowered(size, eps.flatten().expand(len(d)), cap)).clamp_min_(0)
+        return left.minimum(cap).mul_(sign).view_as(d)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        return d - d.minimum(weight).maximum(-weight)
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=False)
@@ -503,10 +585,11 @@ class _L0(_OneFeature):
             return inside
         # Keeping a unit spares its squares, but for what the box takes of them.
         spared = self.per_unit(d.square() - (d - inside).square())
-        order = spared.argsort(dim=1, descending=True, stable=True)
-        place = torch.arange(spared.shape[1], device=d.device)
-        kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        chosen = torch.zeros_like(spared).scatter(1, order, kept.to(spared))
+        k = eps.flatten().expand(len(d)).floor()[:, None]
+        least = _largest(spared, lambda flags: flags.sum(1, keepdim=True) >= k)
+        chosen, equal = _flags(spared, least)
+        spare = k - chosen.sum(1, keepdim=True)  # the first of those that are equal
+        chosen += equal * (equal.cumsum(1) <= spare)
         return torch.where(wide(few, d), inside, inside * self.spread(chosen, d))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

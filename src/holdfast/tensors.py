@@ -32,3 +32,8 @@ def as_tensor(value: Any, what: str) -> Tensor:
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch has few whole numbers without a sign
     return torch.from_numpy(array)
+
+
+def detached(x: Tensor) -> Tensor:
+    """Inputs that a graph may hold, though they were made in inference mode."""
+    return x.clone() if x.is_inference() else x

@@ -330,6 +330,20 @@ def test_only_a_gradient_can_be_smoothed() -> None:
         assert GradientSources(target, threat, data).has("smoothed") is open_
 
 
+def test_what_one_row_cannot_show_is_not_asked() -> None:
+    target, threat = TorchTarget(Planted(lambda x: x), shape=(1, 8, 8)), Threat.linf(0.02)
+
+    def asked(n: int) -> set[str]:
+        rows = from_arrays(*open_data("digits").rows(0, n))
+        sources = GradientSources(target, threat, rows)
+        return set(probe(target, rows, threat, parse_trial("pgd(steps=3)"), sources, 0).passes)
+
+    alone = asked(1)
+    assert {"clean", "gradients", "slope", "first"} <= alone
+    assert alone <= {"clean", "gradients", "slope", "first", "whole"}
+    assert asked(16) >= {*alone, "one", "scores", "labels", "planted"}
+
+
 def test_rows_without_a_gradient_at_the_start_close_no_source_and_looking_is_charged() -> None:
     x = np.repeat(np.array([0, 1], np.float32), 16)[:, None].repeat(2, 1)
     target = TorchTarget(lambda x: (x - 0.5).relu(), shape=(2,))

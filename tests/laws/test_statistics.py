@@ -14,7 +14,7 @@ from helpers.commands import holdfast, names
 from scipy.stats import binom, binomtest
 
 from holdfast.evaluation.perceptual import image_distances, ssim
-from holdfast.intervals import Interval, anytime_interval, interval
+from holdfast.intervals import Interval, anytime_interval, at_most, interval
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.manifest import Restart
@@ -96,6 +96,12 @@ def test_the_interval_of_a_change_covers() -> None:
         found = paired("x", first, np.repeat([True, False, True], [gained, lost, same]))
         hit.append(found.low <= law[0] - law[1] <= found.high)
     assert 0.94 <= np.average(hit, weights=times) <= 0.97
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 60), (3, 60), (700, 1000)])
+def test_the_upper_limit_of_a_share_is_the_exact_one(k: int, n: int) -> None:
+    test = binomtest(k, n, alternative="less").proportion_ci(0.95, method="exact")
+    assert at_most(k, n, 0.95) == pytest.approx(float(test.high), rel=1e-12)
 
 
 def test_what_another_round_would_break_is_not_underestimated() -> None:

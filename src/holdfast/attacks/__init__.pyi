@@ -14,6 +14,7 @@ from holdfast.attacks.decision.signopt import SignOPT as SignOPT
 from holdfast.attacks.decision.surfree import SurFree as SurFree
 from holdfast.attacks.gradient.acg import ACG as ACG
 from holdfast.attacks.gradient.apgd import APGD as APGD
+from holdfast.attacks.gradient.bab import BaB as BaB
 from holdfast.attacks.gradient.capgd import CAPGD as CAPGD
 from holdfast.attacks.gradient.dula import DULA as DULA
 from holdfast.attacks.gradient.pgd import PGD as PGD

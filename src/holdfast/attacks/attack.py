@@ -21,9 +21,10 @@ from holdfast.losses import EVERY_LOSS, LOSSES, PIXEL_LOSSES
 from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
-from holdfast.targets.batch import Batch, Rows, picked, rows_of
+from holdfast.targets.batch import Batch, Rows, part_of, picked, rows_of
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import WithTruth
+from holdfast.tensors import detached
 from holdfast.threats.threat import Threat
 
 # what the author of an attack needs, in one import
@@ -80,6 +81,7 @@ class Attack(Craft, ABC):
     )
     mixes: ClassVar[bool] = False  # takes images of other classes from a pool
     of_trees: ClassVar[bool] = False  # reads the leaves of an ensemble of trees
+    of_networks: ClassVar[bool] = False  # reads the operators of a network
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
@@ -113,6 +115,13 @@ class Attack(Craft, ABC):
     def works_in(cls, norm: Norm) -> bool:
         """Whether it can search in this norm."""
         return norm.name in cls.norms and (cls.groups or not norm.group)
+
+    def check_target(self, target: Target) -> None:
+        """Refuse a target for which it does nothing; within a protocol it is run all the same.
+
+        Raises:
+            SpecError: it is one.
+        """
 
     def variant(self, p: Problem) -> Any:
         """Of its `variants` the one for the norm of this problem."""
@@ -187,7 +196,7 @@ def run(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
-        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        batch, y = target.batcher.place(batch), detached(y.to(target.batcher.device))
         result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
@@ -237,10 +246,11 @@ class Search(Problem):
 
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
-        self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
+        self.eps, self.lo, self.hi = (part_of(c, keep) for c in (self.eps, self.lo, self.hi))
         self.aim, self.warm_start = picked(self.aim, keep), picked(self.warm_start, keep)
         self.restart = self.restart[keep]
-        self._images, self._context = self._images[keep], rows_of(self._context, keep)
+        self._images = part_of(self._images, keep)
+        self._context = rows_of(self._context, keep)
         self.keys = self.keys.take(keep)
         self._counts.take(keep)
         self._asked = None
@@ -250,8 +260,7 @@ class Search(Problem):
         if d is not self._asked:
             self.adversarial(d)
         if self.target.access < Access.SCORES:
-            every = torch.arange(len(d), device=d.device)
-            self._counts.keep(self._point(every, self.project(d)))
+            self._counts.keep(self._point(slice(0, len(d)), self.project(d)))
 
     def tighten(self) -> None:
         """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
@@ -317,7 +326,7 @@ def perturb(
     check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed)
-        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        batch, y = target.batcher.place(batch), detached(y.to(target.batcher.device))
         result = None
         if not attack.bounded:  # a search for the smallest d steers by what it has found
             result = SearchResult.open(
@@ -415,5 +424,5 @@ def _noise_of(attack: Attack) -> str:
 
 def _rows(state: State, keep: Tensor) -> State:
     if isinstance(state, Tensor):
-        return state[keep]
+        return part_of(state, keep)
     return type(state)(*(_rows(part, keep) for part in state))

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.result import UNLIMITED, Outcome, SearchResult
-from holdfast.norms import Norm, wide
-from holdfast.targets.batch import picked
+from holdfast.norms import Norm, largest, wide
+from holdfast.targets.batch import Part, part_of, picked, places
 from holdfast.targets.target import Target
 from holdfast.tasks import silent
+
+# by more than this share no size in float32 differs from that in float64
+SURE = 1e-3
 
 
 def meets(label: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
@@ -57,18 +60,19 @@ class Counts:
 
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
-        self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
+        self.x, self.y, self.rows = part_of(self.x, keep), self.y[keep], self.rows[keep]
         self.goal = picked(self.goal, keep)
         self.live, self.over, self.met = self.live[keep], self.over[keep], self.met[keep]
 
     # ------------------------------------------------------------------ before a question
 
-    def open(self, among: Tensor | None, gradients: int) -> Tensor:
+    def open(self, among: Tensor | None, gradients: int) -> Part:
         """The live rows (of those `among`) whose budget allows a question with so many gradients;
         the search of the others ends."""
         self.met = torch.zeros_like(self.met)
+        every = slice(0, len(self.rows))
         if not self.counted and among is None:
-            return self.rows  # without a look at the rows, which would wait for the device
+            return every  # without a look at the rows, which would wait for the device
         asked = self.live if among is None else self.live & among
         if self.budget is not None:
             cost = self.target.cost
@@ -77,7 +81,8 @@ class Counts:
             spent = asked & (self.result.forwards[self.rows] + most > self.budget[self.rows])
             self.result.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        return (asked & self.live & ~self.over).nonzero()[:, 0]
+        asked = (asked & self.live & ~self.over).nonzero()[:, 0]
+        return every if len(asked) == len(self.rows) else asked
 
     def left(self, rows: Tensor, m: int) -> Tensor:
         """How many of m points the budgets of these rows still allow."""
@@ -91,7 +96,7 @@ class Counts:
 
     def answers(
         self,
-        rows: Tensor,
+        rows: Part,
         x: Tensor,
         z: Tensor,
         *,
@@ -104,26 +109,26 @@ class Counts:
             return
         given = self._given(z)
         if not bool(given.all()):
-            self._fail(rows[~given])
+            self._fail(rows, ~given)
         hit = self._reached(rows, z) & given
         if within:
-            size = self.norm.size(x.double() - self.x[rows].double())
+            size = self.norm.size(x.double() - part_of(self.x, rows).double())
             hit &= size <= self.result.limit[self.rows[rows]]
         claimed, margin = hit.clone(), self._margin(rows, z)
         asked = hit
         if self.deeper and margin is not None:  # others change nothing
             asked = hit & (margin < self.result.margin[self.rows[rows]])
         if again is not None and bool(asked.any()):
-            z = z.clone()
-            z[asked] = again(rows[asked], x[asked]).to(z.dtype)
-            self.result.charge(self.rows[rows[asked]], forwards=self.target.cost.forwards)
+            z, doubted = z.clone(), places(rows, z.device)[asked]
+            z[asked] = again(doubted, x[asked]).to(z.dtype)
+            self.result.charge(self.rows[doubted], forwards=self.target.cost.forwards)
             hit &= self._reached(rows, z) & self._given(z)
             margin = self._margin(rows, z)
         if margin is not None and again is not None and self.target.gradients.substitute:
             margin = margin.where(claimed, torch.inf)  # it says nothing of the model under test
         self._settle(rows, x, hit, margin)
 
-    def meet(self, rows: Tensor, z: Tensor) -> Tensor:
+    def meet(self, rows: Part, z: Tensor) -> Tensor:
         """Whether these answers, counted just before, met the goal."""
         return self.met[rows] if self.counted else self._reached(rows, z) & self._given(z)
 
@@ -147,7 +152,7 @@ class Counts:
         lowest = first + none.masked_scatter(asked, torch.where(legal, order, torch.inf)).argmin(1)
         smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
         if not bool(given.all()):
-            self._fail(row[~given].unique())
+            self._fail(row, ~given)
         hit = met[smallest]
         if self.deeper:
             self._settle(rows, x[lowest], met[lowest], picked(margin, lowest), count)
@@ -158,10 +163,10 @@ class Counts:
         self._settle(rows[hit], x[at], met[at], picked(margin, at), 0)
         return met
 
-    def gradients(self, rows: Tensor, g: Tensor) -> Tensor:
+    def gradients(self, rows: Part, g: Tensor) -> Tensor:
         """Gradients at these rows. One that is not finite fails its row and becomes zero; those
         that are exactly zero are counted."""
-        top = g.flatten(1).abs().amax(1)  # NaN and inf carry through
+        top = largest(g)  # NaN and inf carry through
         bad = ~top.isfinite()
         if self.counted:
             estimated = self.target.cost.pullback
@@ -171,7 +176,7 @@ class Counts:
             self.result.zero_gradients[at] += top == 0
             if not bool(bad.any()):
                 return g
-            self._fail(rows[bad])
+            self._fail(rows, bad)
         return g.masked_fill(wide(bad, g), 0)
 
     # ------------------------------------------------------------------ for the loop
@@ -199,7 +204,7 @@ class Counts:
         """Which answers are finite scores, or a label or refusal: [n] bool."""
         return ~silent(z) if z.ndim == 1 else z.isfinite().all(1)
 
-    def _reached(self, rows: Tensor, z: Tensor) -> Tensor:
+    def _reached(self, rows: Part, z: Tensor) -> Tensor:
         """Which answers meet the goal; scores, by as much as the target says is no luck."""
         label = z if z.ndim == 1 else self.target.task.predict(z)
         met = meets(label, self.y[rows], picked(self.goal, rows))
@@ -208,40 +213,45 @@ class Counts:
             met &= best[:, 0] - best[:, 1] >= self.target.gradients.min_lead
         return met
 
-    def _margin(self, rows: Tensor, z: Tensor) -> Tensor | None:
+    def _margin(self, rows: Part, z: Tensor) -> Tensor | None:
         """The margins of scores; labels have none."""
         return None if z.ndim == 1 else self.target.task.margin(z, self.y[rows])
 
     def _settle(
-        self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
+        self, rows: Part, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
     ) -> None:
         """Charge so many questions, and record points x: those that met the goal, and the legal
         ones of the lowest margin."""
-        result, at = self.result, self.rows[rows]
+        result, at, start = self.result, self.rows[rows], part_of(self.x, rows)
         result.charge(at, queries=count, forwards=count * self.target.cost.forwards)
-        limit = result.limit[at]
+        limit, known = result.limit[at], result.size[at]
         self.met[rows] = hit
+        size = self.norm.size(x - start).double()
         if margin is not None:
-            legal = self.norm.size(x - self.x[rows]).double() <= limit
-            low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
-            known = result.margin[at]
-            lower = low < known
-            result.margin[at] = low.minimum(known)
-            first = (lower & result.size[at].isinf()).nonzero()[:, 0]
-            result.best[at[first]] = x[first]
+            low = torch.where(margin.isfinite() & (size <= limit), margin.double(), torch.inf)
+            lowest = result.margin[at]
+            lower = low < lowest
+            result.margin[at] = low.minimum(lowest)
+            first = (lower & known.isinf()).nonzero()[:, 0]
+            result.best[at[first]] = part_of(x, first)
             if self.deeper:
                 hit = hit & lower
+        if not self.deeper:  # what rounding cannot make smaller than what is known changes nothing
+            hit = hit & (size <= known * (1 + SURE))
         new = hit.nonzero()[:, 0]
         if len(new):
-            found, start = x[new], self.x[rows[new]]
             if self.deeper:
                 result.size[at[new]] = torch.inf
-            result.record(at[new], found, self.norm.size(found.double() - start.double()))
+            found, start = part_of(x, new), part_of(start, new)
+            size = self.norm.size(found.double() - start.double())
+            result.record(at[new], found, size)
             if self.stop:
                 broken = (result.size[at] <= limit) & (limit < UNLIMITED)
                 done = self.target.task.settled(broken, result.margin[at])
-                self.live[rows[done]] = False
+                self.live[rows] = self.live[rows] & ~done
 
-    def _fail(self, rows: Tensor) -> None:
-        self.live[rows] = False
-        self.result.end(self.rows[rows], Outcome.FAILED)
+    def _fail(self, rows: Part, bad: Tensor) -> None:
+        """End the search of these rows where `bad` ([m] bool)."""
+        failed = places(rows, bad.device)[bad]
+        self.live[failed] = False
+        self.result.end(self.rows[failed], Outcome.FAILED)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.counts import Counts, meets
 from holdfast.attacks.result import UNLIMITED, SearchResult
-from holdfast.errors import SpecError
+from holdfast.bounds import Graph, graph_of
+from holdfast.errors import InputError, SpecError
 from holdfast.losses import EVERY_LOSS, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
-from holdfast.targets.batch import Batch, Rows, picked, rows_of
+from holdfast.targets.batch import Batch, Part, Rows, part_of, picked, places, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.targets.truth import objects_at
+from holdfast.targets.wrappers import itself
 from holdfast.threats.threat import Targeted, Threat
 
 Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
@@ -114,6 +117,18 @@ class Problem:
         """Whether the point last asked about (of probes: any) met the goal: [n] bool."""
         return self._counts.met
 
+    @cached_property
+    def graph(self) -> Graph:
+        """The target's network, as proofs follow it.
+
+        Raises:
+            InputError: it is none that they can follow, or the threat does not only add to its
+                inputs.
+        """
+        if not self.threat.additive or self.threat.schema is not None:
+            raise InputError(f"{self.threat} does not only add to the inputs of the network.")
+        return graph_of(itself(self.target))
+
     # ------------------------------------------------------------------ geometry
 
     def project(self, d: Tensor) -> Tensor:
@@ -127,7 +142,7 @@ class Problem:
 
     def points(self, d: Tensor) -> Tensor:
         """What `origin(x) + d` becomes before the model is asked: see `repair`."""
-        return self._legal(torch.arange(len(d), device=d.device), d)
+        return self._legal(slice(0, len(d)), d)
 
     def steepest(self, g: Tensor) -> Tensor:
         """The unit direction of steepest ascent."""
@@ -167,7 +182,6 @@ class Problem:
         The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...]
         each). `within`: a success beyond eps is none, nor is the model under test asked about it.
         """
-        value, g = d.new_zeros(len(d)), torch.zeros_like(d)
         function = _function(loss)
         target = (
             self.target.ascending(loss)
@@ -175,25 +189,25 @@ class Problem:
             else self.target
         )
 
-        def ask(rows: Tensor) -> None:
-            x = self._point(rows, d[rows])
+        def ask(rows: Part) -> tuple[Tensor, Tensor]:
+            x, value = self._point(rows, part_of(d, rows)), d.new_zeros(0)
 
             def losses(z: Tensor) -> Tensor:
                 own = (column[rows] for column in columns)
                 return function(z, *self._sides(rows, z), *own)[:, None]
 
             def cotangent(z: Tensor) -> Tensor:
-                found, (slope,) = self._cotangents(rows, z, losses)
-                value[rows] = found[:, 0].to(value.dtype)
+                nonlocal value
+                value, (slope,) = self._cotangents(rows, z, losses)
                 return slope
 
             # It may run out of memory and be asked again: no counts before.
             z, pulled = target.pull(self._batch(rows, x), cotangent)
             pulled = self._pulled(rows, x, pulled)
             self._count(rows, x, self._against(rows, z), within=within)
-            g[rows] = self._masked(self._counts.gradients(rows, pulled))
+            return value[:, 0], self._masked(self._counts.gradients(rows, pulled))
 
-        self._each(d, ask, gradients=1)
+        value, g = self._each(d, ask, (), d.shape[1:], gradients=1)
         return value, g
 
     def class_gaps(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -204,10 +218,9 @@ class Problem:
         is one such class, and never more than k - 1.
         """
         m = min(m, self.target.task.k - 1) if self.aim is None else 1
-        gap, g = d.new_zeros(len(d), m), d.new_zeros(len(d), m, *d.shape[1:])
 
-        def ask(rows: Tensor) -> None:
-            x = self._point(rows, d[rows])
+        def ask(rows: Part) -> tuple[Tensor, Tensor]:
+            x = self._point(rows, part_of(d, rows))
 
             def gaps(z: Tensor) -> Tensor:
                 y, t = self._sides(rows, z)
@@ -218,46 +231,36 @@ class Problem:
             found, cotangents = self._cotangents(rows, z, gaps)
             pulled = [self._pulled(rows, x, pullback(c)) for c in cotangents]
             self._count(rows, x, self._against(rows, z))
-            gap[rows] = found.to(gap.dtype)
-            for j, slope in enumerate(pulled):
-                g[rows, j] = self._masked(self._counts.gradients(rows, slope))
+            slopes = [self._masked(self._counts.gradients(rows, slope)) for slope in pulled]
+            return found, torch.stack(slopes, 1)
 
-        self._each(d, ask, gradients=m)
+        gap, g = self._each(d, ask, (m,), (m, *d.shape[1:]), gradients=m)
         return gap, g
 
     def scores(self, d: Tensor) -> Tensor:
         """Scores at d: [n, k]. One forward a row."""
-        z = d.new_zeros(len(d), self.target.task.k)
-
-        def ask(rows: Tensor) -> None:
-            z[rows] = self._answered(rows, d).to(z.dtype)
-
-        self._each(d, ask)
-        return z
+        ask = self._answered
+        return self._each(d, lambda rows: (ask(rows, d),), (self.target.task.k,))[0]
 
     def value(self, d: Tensor, loss: str | Loss) -> Tensor:
         """The loss at d: [n]. One forward a row; scores are enough."""
-        value = d.new_zeros(len(d))
 
-        def ask(rows: Tensor) -> None:
+        def ask(rows: Part) -> tuple[Tensor]:
             z = self._answered(rows, d)
-            value[rows] = _function(loss)(z, *self._sides(rows, z)).to(value.dtype)
+            return (_function(loss)(z, *self._sides(rows, z)),)
 
-        self._each(d, ask)
-        return value
+        return self._each(d, ask, ())[0]
 
     def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
 
         Of all rows, or of those `among` ([n] bool) alone: the others cost nothing.
         """
-        met = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
-        def ask(rows: Tensor) -> None:
-            met[rows] = self._counts.meet(rows, self._answered(rows, d))
+        def ask(rows: Part) -> tuple[Tensor]:
+            return (self._counts.meet(rows, self._answered(rows, d)),)
 
-        self._each(d, ask, among)
-        return met
+        return self._each(d, ask, (), among=among, dtype=torch.bool)[0]
 
     def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
         """The loss at m points a row, d [n, m, *shape]: [n, m]; without a loss, whether they meet
@@ -267,11 +270,11 @@ class Problem:
         for a loss, labels for the goal. A row whose budget ends among them is asked about the first
         points only; the rest gives zeros.
         """
-        n, m = d.shape[:2]
+        m = d.shape[1]
+        few = max(1, self.target.batcher.size // m)
         kind = torch.bool if loss is None else d.dtype
-        answer = torch.zeros(n, m, dtype=kind, device=d.device)
 
-        def ask(rows: Tensor) -> None:
+        def ask(rows: Tensor) -> Tensor:
             count = self._counts.left(rows, m)
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
@@ -282,11 +285,12 @@ class Problem:
             found = self._counts.probes(rows, count, asked, x, z)
             if loss is not None:
                 found = _function(loss)(z, *self._sides(row, z)).to(d.dtype)
-            answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
+            return torch.zeros_like(asked, dtype=kind).masked_scatter(asked, found)
 
-        few = max(1, self.target.batcher.size // m)
-        self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
-        return answer
+        def parts(rows: Part) -> tuple[Tensor]:
+            return (torch.cat([ask(part) for part in places(rows, d.device).split(few)]),)
+
+        return self._each(d, parts, (m,), dtype=kind)[0]
 
     def stop_asking(self, rows: Tensor) -> None:
         """Ask no more about these rows ([n] bool): the attack's own rule says that their search is
@@ -296,41 +300,57 @@ class Problem:
     def best(self) -> tuple[Tensor, Tensor]:
         """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is
         none yet."""
-        result, rows = self._counts.result, self._counts.rows
-        d, size = result.best[rows] - self.x, result.size[rows].to(self.x.dtype)
-        return torch.where(wide(size.isfinite(), d), d, 0), size
+        d, size = part_of(self._counts.result.best, self._counts.rows) - self.x, self.smallest
+        return d.mul_(wide(size.isfinite(), d)), size
+
+    @property
+    def smallest(self) -> Tensor:
+        """The size of the smallest d that met the goal so far: [n]; inf where there is none yet."""
+        return self._counts.result.size[self._counts.rows].to(self.x.dtype)
 
     # ------------------------------------------------------------------ inside
 
     def _each(
         self,
         d: Tensor,
-        ask: Callable[[Tensor], object],
+        ask: Callable[[Part], tuple[Tensor, ...]],
+        *shapes: tuple[int, ...],
         among: Tensor | None = None,
         gradients: int = 0,
-    ) -> None:
+        dtype: torch.dtype | None = None,
+    ) -> list[Tensor]:
         """Put a question, with some gradients, to the live rows (of those `among`) whose budget
-        allows it, in parts."""
+        allows it, in parts. Its answers, of these shapes a row, in d's dtype or another."""
         self._asked = d if among is None else None
-        rows = self._counts.open(among, gradients)
-        for _ in self.target.batcher.parts(lambda part: ask(rows[part]), len(rows)):
-            pass
+        rows, dtype = self._counts.open(among, gradients), dtype or d.dtype
+        count = len(d) if isinstance(rows, slice) else len(rows)
 
-    def _point(self, rows: Tensor, d: Tensor) -> Tensor:
+        def part(at: slice) -> tuple[Tensor, ...]:
+            return ask(at if isinstance(rows, slice) else rows[at])
+
+        found = list(self.target.batcher.parts(part, count))
+        if isinstance(rows, slice) and len(found) == 1:
+            return [answer.to(dtype).contiguous() for answer in found[0]]
+        every = [torch.zeros(len(d), *form, dtype=dtype, device=d.device) for form in shapes]
+        for i, column in enumerate(every if found else []):
+            column[rows] = torch.cat([answers[i] for answers in found]).to(dtype)
+        return every
+
+    def _point(self, rows: Part, d: Tensor) -> Tensor:
         """The inputs of d [m, *shape] at these rows [m] that a question is about."""
         if not self._drafts:
             return self._legal(rows, d)
         point = self.x[rows] + d.clamp(self.lo[rows], self.hi[rows])
         return self.threat.drafted(self._images[rows], point, self.eps.flatten()[rows])
 
-    def _legal(self, rows: Tensor, d: Tensor) -> Tensor:
+    def _legal(self, rows: Part, d: Tensor) -> Tensor:
         """The inputs of d [m, *shape] at these rows [m], inside the box to the last
         bit; on the threat's grid, or repaired, where it has one, or a schema."""
-        x = self.x[rows]
+        x = part_of(self.x, rows)
         if self.threat.schema is not None:
             point = x + d.clamp(self.lo[rows], self.hi[rows])
             return self.threat.repaired(self._images[rows], point, self.eps.flatten()[rows])
-        point = self.target.bounds.clamp(x + d)
+        point = (x + d).clamp_(*self.target.bounds.sides(x))
         if self.threat.spatial is not None and self.threat.spatial.avoids:
             batch = Batch(self._images[rows], rows_of(self._context, rows))
             return self.threat.spatial.settled(point, objects_at(self.target, batch))
@@ -339,12 +359,12 @@ class Problem:
         limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])
         return _rounded(self.target, self.norm, limit, x, point)
 
-    def _batch(self, rows: Tensor, x: Tensor) -> Batch:
+    def _batch(self, rows: Part, x: Tensor) -> Batch:
         """What the target sees of these rows at points x."""
-        seen = self.threat.apply(self._images[rows], x)
+        seen = self.threat.apply(part_of(self._images, rows), x)
         return Batch(seen, rows_of(self._context, rows))
 
-    def _pulled(self, rows: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    def _pulled(self, rows: Part, x: Tensor, g: Tensor) -> Tensor:
         """A gradient on what the target saw of these rows as one on their points x."""
         return self.threat.pullback(self._images[rows], x, g)
 
@@ -352,7 +372,7 @@ class Problem:
         """0 where nothing may change."""
         return g if self._mask is None else g * self._mask
 
-    def _answers(self, rows: Tensor, x: Tensor) -> Tensor:
+    def _answers(self, rows: Part, x: Tensor) -> Tensor:
         """What the target says of these rows at points x: scores [n, k] as the adversary meets
         them, or labels [n], where it gives no more."""
         batch = self._batch(rows, x)
@@ -360,24 +380,24 @@ class Problem:
             return self.target.labels(batch)
         return self._against(rows, self.target.scores(batch))
 
-    def _answered(self, rows: Tensor, d: Tensor) -> Tensor:
+    def _answered(self, rows: Part, d: Tensor) -> Tensor:
         """The same at d, counted."""
-        x = self._point(rows, d[rows])
+        x = self._point(rows, part_of(d, rows))
         z = self._answers(rows, x)
         self._counts.answers(rows, x, z)
         return z
 
-    def _count(self, rows: Tensor, x: Tensor, z: Tensor, *, within: bool = False) -> None:
+    def _count(self, rows: Part, x: Tensor, z: Tensor, *, within: bool = False) -> None:
         """Count the scores that came with a gradient at points x."""
         again = self._answers if self.target.gradients.approximate else None
         self._counts.answers(rows, x, z, again=again, within=within)
 
-    def _against(self, rows: Tensor, z: Tensor) -> Tensor:
+    def _against(self, rows: Part, z: Tensor) -> Tensor:
         """The target's scores as the adversary meets them: a refusal counts with the right
         class."""
         return self.target.task.against(z, self.y[rows])
 
-    def _sides(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _sides(self, rows: Part, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which class [n] is to lose, and which is to win, if that matters."""
         if self.goal is None:
             return self.y[rows], picked(self.aim, rows)
@@ -385,7 +405,7 @@ class Problem:
         return without(z, t).argmax(1), t  # whichever other class now scores best
 
     def _cotangents(
-        self, rows: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]
+        self, rows: Part, z: Tensor, function: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """A function [n, m] of scores as the adversary meets them, and the cotangent of each of
         its m columns on the target's scores z."""

@@ -83,7 +83,7 @@ class SearchResult:
         better = (size < self.size[rows]).nonzero()[:, 0]
         at = rows[better]
         self.size[at] = size[better]
-        self.best[at] = x[better]
+        self.best[at] = x.index_select(0, better)
         self.outcome[rows[size <= self.limit[rows]]] = Outcome.BROKEN
 
     def end(self, rows: Tensor, outcome: Outcome) -> None:

@@ -1,8 +1,8 @@
 """Lower bounds of a network's margins over all that a threat allows; no judge is known here."""
 
-from holdfast.bounds.branching import METHODS, Judge, branch, climb, nearest
+from holdfast.bounds.branching import METHODS, Judge, branch, climb, low_points, lowest, nearest
 from holdfast.bounds.graph import Graph, trace
-from holdfast.bounds.margins import Bounded, Margins, margins, region
+from holdfast.bounds.margins import Bounded, Margins, graph_of, margins, region
 from holdfast.bounds.propagate import Rows
 from holdfast.bounds.regions import Region
 
@@ -16,6 +16,9 @@ __all__ = [
     "Rows",
     "branch",
     "climb",
+    "graph_of",
+    "low_points",
+    "lowest",
     "margins",
     "nearest",
     "region",

@@ -133,9 +133,19 @@ def _walked(
     return lowest, best, torch.cat(wrong)
 
 
-def _lowest(rows: Rows, a: Tensor) -> Tensor:
-    """Where <a, input> is least in the region of a single row, of a [p, *shape] of its dtype."""
-    at = torch.zeros(len(a), dtype=torch.long, device=a.device)
+def lowest(rows: Rows, over: Tensor) -> Tensor:
+    """Where the lower line of each row's margin over a class [n] is lowest in its region."""
+    every = torch.arange(len(over), device=over.device)
+    windows: dict[int, Window] = dict.fromkeys(range(len(rows.graph.nodes)), ())
+    a, _ = rows.pulled(rows.last, every, rows.margins(every, over), windows=windows)
+    assert a is not None
+    return _lowest(rows, a, every)
+
+
+def _lowest(rows: Rows, a: Tensor, at: Tensor | None = None) -> Tensor:
+    """Where <a, input> is least in the regions of rows [p], of a [p, *shape] of their dtype;
+    without rows, in that of a single one."""
+    at = torch.zeros(len(a), dtype=torch.long, device=a.device) if at is None else at
     with torch.enable_grad():
         a = a.detach().requires_grad_()
         return torch.autograd.grad(rows.region.least(a, at, ()).sum(), a)[0]
@@ -170,16 +180,41 @@ def branch(
                 return False
             state = _taken(state, able)
             continue
-        order = state["lower", 0].argsort()
-        now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
-        new = margin.opened(margin.halves(now, now["split", 0]), STEPS)
-        state = {key: torch.cat([later[key], new[key]]) for key in later}
-        due -= 2 * len(now["split", 0])
+        later, new = margin.split(state)
+        due -= 2 * (parts - len(later["lower", 0]))
+        state = _joined(later, new)
     return True
+
+
+def low_points(rows: Rows, over: Tensor, parts: int, after: int = 0) -> Tensor:
+    """Inputs at which the margin of a single row over a class may be low: where its lines are
+    lowest, on so many parts that branch and bound splits its region into, after `after` times as
+    many; [p, *shape] in float32. Fewer, or none, where the margin is proved on the others.
+
+    A network without ReLUs is not split, and gives one.
+    """
+    if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
+        return lowest(rows, over[None])
+    margin = _Margin(rows, over)
+    state = margin.opened(margin.whole(), FIRST_STEPS)
+    new = state
+    for _ in range(after + 1):
+        new, more = _taken(state, state["split", 0] < -1), True
+        while more and len(new["lower", 0]) < parts:
+            able = state["split", 0] >= 0
+            later, halves = margin.split(_taken(state, able))
+            state, new = _joined(_taken(state, ~able), later, halves), _joined(new, halves)
+            more = bool(able.any())
+    a, _ = margin.lines(_taken(new, new["lower", 0].argsort()[:parts]))
+    return _lowest(margin.single, a)
 
 
 def _taken(state: dict[Key, Tensor], at: Tensor) -> dict[Key, Tensor]:
     return {key: value[at] for key, value in state.items()}
+
+
+def _joined(*states: State) -> State:
+    return {key: torch.cat([state[key] for state in states]) for key in states[0]}
 
 
 class _Margin:
@@ -250,12 +285,22 @@ class _Margin:
         state["split", 0] = self._chosen(state, seen)
         return state
 
+    def split(self, state: State) -> tuple[State, State]:
+        """The parts that wait, and what is open of the halves of those of the lowest bounds."""
+        order = state["lower", 0].argsort()
+        now, later = (_taken(state, at) for at in (order[:SPLIT], order[SPLIT:]))
+        return later, self.opened(self.halves(now, now["split", 0]), STEPS)
+
+    def lines(self, state: State) -> tuple[Tensor, Tensor]:
+        """As `Rows.pulled`, of the margin on these parts in float32."""
+        return self._pulled(*self._fitted(state, self.single))
+
     def met(self, state: State, end: float) -> tuple[float, Tensor]:
         """The lowest margin met before a time `end`, from where the lines of the lowest parts are
         lowest; and the inputs at which it was not above 0."""
         rows, lower = self.single, state["lower", 0]
         at = lower.argsort()[:SHOWN]
-        a, _ = self._pulled(*self._fitted(_taken(state, at), rows))
+        a, _ = self.lines(_taken(state, at))
         margin = self.margin[:, 0].to(a)
         lowest, best, wrong = _walked(rows, _lowest(rows, a), margin, end)
         least = float(lowest.min())

@@ -15,7 +15,7 @@ from holdfast.bounds.propagate import Rows
 from holdfast.bounds.regions import Region
 from holdfast.errors import InputError, SpecError, first_line, suggest
 from holdfast.norms import Linf, wide
-from holdfast.targets.target import Bounds
+from holdfast.targets.target import Bounds, Target
 from holdfast.threats.threat import Targeted, Threat, as_threat
 
 AT_ONCE = 1 << 25  # numbers in the largest interval of the rows that are bounded at once
@@ -165,6 +165,17 @@ class Bounded:
         rounding = torch.where(lower == torch.inf, 0, lower - self.rows.rounded)
         lower = torch.where(self.inside[:, None], lower, torch.nan)
         return Margins(lower, rounding, method)
+
+
+def graph_of(target: Target) -> Graph:
+    """The graph of a target's network, from raw inputs to scores.
+
+    Raises:
+        InputError: it is none, or not one that bounds can follow.
+    """
+    batcher = target.batcher
+    example = torch.zeros((1, *(target.shape or ())), dtype=batcher.dtype, device=batcher.device)
+    return trace(target.network(), example)
 
 
 def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:

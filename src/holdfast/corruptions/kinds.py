@@ -14,13 +14,13 @@ nothing.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import ndtr, pdtr
 from torch import Tensor
 
 from holdfast.corruptions import filters
@@ -116,17 +116,22 @@ def _between(below: np.ndarray) -> np.ndarray:
     return np.diff(below, axis=1, prepend=0, append=1).clip(0)
 
 
+def _law(name: str, *values: np.ndarray) -> np.ndarray:
+    """A distribution function of scipy.special, which takes a third of a second to be imported."""
+    return getattr(importlib.import_module("scipy.special"), name)(*values)
+
+
 def gaussian_noise(c: float) -> np.ndarray:
-    return _between(ndtr((_EDGE - _BEFORE) / (255 * c)))
+    return _between(_law("ndtr", (_EDGE - _BEFORE) / (255 * c)))
 
 
 def speckle_noise(c: float) -> np.ndarray:
-    return _between(ndtr((_EDGE - _BEFORE) / np.maximum(_BEFORE * c, 1e-9)))
+    return _between(_law("ndtr", (_EDGE - _BEFORE) / np.maximum(_BEFORE * c, 1e-9)))
 
 
 def shot_noise(c: float) -> np.ndarray:
     """Photons that arrive by chance, c of them at full brightness."""
-    return _between(pdtr(np.ceil(_EDGE * c / 255 - 1e-6) - 1, _BEFORE * c / 255))
+    return _between(_law("pdtr", np.ceil(_EDGE * c / 255 - 1e-6) - 1, _BEFORE * c / 255))
 
 
 def impulse_noise(c: float) -> np.ndarray:

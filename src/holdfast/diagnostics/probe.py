@@ -31,6 +31,7 @@ from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
+PLANTED = 4  # planted examples, of which a share can be taken
 CLOSE = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
 # What the probe asks of rows that a protocol's first trial leaves; see `probe_rows`.
 QUESTIONS: dict[str, str] = {
@@ -140,8 +141,9 @@ def probe_rows(
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, sources, seed)
-    pool = sources.images(first.attack)
-    planted = missed(target, rows.x, rows.threat, first, rows.ids, seed, pool)
+    pool, planted = sources.images(first.attack), None
+    if len(rows.ids) >= PLANTED:
+        planted = missed(target, rows.x, rows.threat, first, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -210,8 +212,11 @@ def _attacks(
     everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
 
     def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
-        """Which of these rows a trial breaks; none where it does not fit."""
+        """Which of these rows a trial breaks; none where it does not fit, and where these are too
+        few to show anything."""
         hit, at = torch.zeros_like(everything), among.nonzero()[:, 0]
+        if len(at) < least(name, len(everything)):
+            return hit
         part = rows.part(at)
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
@@ -255,6 +260,8 @@ def _np(column: Tensor) -> np.ndarray:
     return column.detach().cpu().numpy()
 
 
-def many(answers: Answers) -> int:
-    """So many rows are no accident: 2, or 5 % of those probed."""
-    return max(2, math.ceil(0.05 * len(answers.ids)))
+def least(name: str, m: int) -> int:
+    """On how many of m rows probed a question of this name must succeed, or `larger` and `whole`
+    fail, to be no accident: 2, or 5 %; of `more` 3; of those that always should, 1."""
+    many = max(2, math.ceil(0.05 * m))
+    return {"first": 1, "whole": 1, "bpda": 1, "more": max(many, 3)}.get(name, many)

@@ -255,8 +255,10 @@ def _probe(
     own = Bill(round(m) or 1, 1, prices=bill.prices)
     first = settings.trials[0]
     # again on planted examples, where it soon succeeds
-    own.add(_priced(settings, first, rows, bill), 1.5 * m)
-    for trial in probe.questions(first, hard=False).values():
+    own.add(_priced(settings, first, rows, bill), 1.5 * m if m >= probe.PLANTED else m)
+    for name, trial in probe.questions(first, hard=False).items():
+        if left * m < probe.least(name, round(m)):
+            continue
         try:
             own.add(_priced(settings, trial, rows, bill), left * m)
         except HoldfastError:  # a question that does not fit the threat is not asked

@@ -238,6 +238,8 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)
+        if ready.protocol.name == "custom":
+            trial.attack.check_target(attacked)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(

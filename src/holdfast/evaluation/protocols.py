@@ -33,7 +33,8 @@ _STANDARD = (
     'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
     'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.25)',
     'relay(steps=500, leg=100, loss="mifpe", max_margin=0.3)',
-    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.08)',
+    "bab(max_margin=0.1)",
+    'relay(steps=980, leg=100, loss="mifpe", restarts=2, max_margin=0.08)',
 )
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
@@ -54,6 +55,7 @@ _THOROUGH = (
     "relay(steps=8400, max_margin=0.15)",
     "relay(steps=8400, step_size=0.1, max_margin=0.08)",
 )
+_LAST = "bab(restarts=3, max_margin=0.15)"
 _THOROUGH_L2 = (
     "fab(steps=40, targets=3)",
     "brendelbethge(steps=480, walks=12, last=0.2)",
@@ -88,7 +90,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        5,
+        6,
         (
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
             "brings close to being broken"
@@ -102,10 +104,10 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "thorough": (
-        6,
+        7,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (*_STANDARD, *_THOROUGH),
+            "other": (*_STANDARD, *_THOROUGH, _LAST),
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,

@@ -503,4 +503,6 @@ def _check_threat(threat: Threat, target: Target, judge: str = "") -> None:
         )
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
     if judge:
-        check_fit(attacks.parse(judge), target, threat)
+        attack = attacks.parse(judge)
+        check_fit(attack, target, threat)
+        attack.check_target(target)

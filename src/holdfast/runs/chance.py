@@ -7,6 +7,7 @@ same answers in a random order would.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,15 +101,14 @@ class Answers:
     def no_better_than_majority(self) -> bool:
         """Whether always answering the most frequent class would do as well: accuracy says little
         of such data."""
-        from scipy.stats import binomtest
-
         share = self.majority[1]
         unequal = self.one_class is None and share > 1.5 / np.count_nonzero(self.rows)
         if not unequal or len(self.label) < ENOUGH:
             return False
-        return bool(
-            binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL
-        )
+        from scipy.special import bdtrc
+
+        # how often so many answers of that class would be right at least as often
+        return bool(bdtrc(self.right - 1, len(self.label), share) > LEVEL)
 
 
 def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
@@ -132,14 +132,12 @@ def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
 
         both = int(((label == predicted) & (label == values[1])).sum())
         return float(hypergeom.sf(both - 1, n, rows[1], given[1]))
-    from scipy.special import ndtr
-
     a, b = rows.astype(float), given.astype(float)
     mean, cross = a @ b / n, a * b
     variance = (cross @ ((n - a) * (n - b)) + cross.sum() ** 2 - cross @ cross) / (n * n * (n - 1))
     if variance <= 0:
         return 1.0
-    return float(ndtr(-(hits - 0.5 - mean) / np.sqrt(variance)))
+    return math.erfc((hits - 0.5 - mean) / math.sqrt(2 * variance)) / 2
 
 
 def labels_follow(truth: np.ndarray, said: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from holdfast import spec
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
-from holdfast.intervals import Interval, Z, interval, mean_interval
+from holdfast.intervals import Interval, Z, at_most, interval, mean_interval
 from holdfast.runs import detection, segmentation
 from holdfast.runs.answered import Answered
 from holdfast.runs.manifest import (
@@ -170,15 +170,12 @@ def survivors(last: Restart) -> Survivors:
     """
     if not last.attacked:
         return Survivors(attacked=0, broken=0, expected=0.0, high=0.0)
-    from scipy.stats import binomtest
-
-    test = binomtest(last.broken, last.attacked, alternative="less")
-    left, limit = last.attacked - last.broken, test.proportion_ci(0.95, method="exact").high
+    left, limit = last.attacked - last.broken, at_most(last.broken, last.attacked, 0.95)
     return Survivors(
         attacked=last.attacked,
         broken=last.broken,
         expected=left * (last.broken / last.attacked),
-        high=left * float(limit),
+        high=left * limit,
     )
 
 

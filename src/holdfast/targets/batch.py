@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.data.source import Source
 from holdfast.errors import InputError
+from holdfast.tensors import detached
 
 T = TypeVar("T")
 Placed = TypeVar("Placed", "Batch", Tensor)
@@ -42,8 +43,9 @@ class Batch:
         return Batch(self.x[rows], rows_of(self.context, rows))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        context = {name: column.to(device, dtype) for name, column in self.context.items()}
-        return Batch(self.x.to(device, dtype), context)
+        """The same rows there, as tensors that a graph may hold."""
+        context = {k: detached(column.to(device, dtype)) for k, column in self.context.items()}
+        return Batch(detached(self.x.to(device, dtype)), context)
 
     def with_x(self, x: Tensor) -> Batch:
         """Other inputs [n, *shape] of the same rows."""
@@ -125,9 +127,23 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(torch.cat([b.x for b in batches]), columns)
 
 
-def picked(column: Tensor | None, rows: Any) -> Tensor | None:
+Part = slice | Tensor  # some rows: those from one place to another, or at places [m] int64
+
+
+def part_of(column: Tensor, rows: Part) -> Tensor:
+    """These rows of a column [n, ...]; a view, where they are a slice."""
+    # index_select takes a fifth of the time of an index
+    return column[rows] if isinstance(rows, slice) else column.index_select(0, rows)
+
+
+def places(rows: Part, device: torch.device) -> Tensor:
+    """The places [m] int64 of some rows."""
+    return torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows
+
+
+def picked(column: Tensor | None, rows: Part) -> Tensor | None:
     """These rows of a column, where there is one."""
-    return None if column is None else column[rows]
+    return None if column is None else part_of(column, rows)
 
 
 def rows_of(context: Mapping[str, Tensor], rows: Any) -> dict[str, Tensor]:

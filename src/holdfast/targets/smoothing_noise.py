@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy.special import betaincinv
 from torch import Tensor
 
 from holdfast import spec
@@ -51,6 +50,8 @@ class Smoothing(spec.Options, ABC):
         (Clopper-Pearson)."""
         if not votes:
             return 0.0
+        from scipy.special import betaincinv  # a third of a second
+
         return float(betaincinv(votes, self.draws - votes + 1, self.alpha)) - SLACK
 
     def draws_for(self, eps: float) -> float:

@@ -46,6 +46,7 @@ class PGD(Attack):
 
     def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         _, g = p.gradient(s.d, self.loss)
+        v = s.v
         if self.momentum:
-            g = accumulated(s.v, g, self.momentum)
-        return MomentumState(p.project(s.d + p.stride(g, self.step_size)), g)
+            g = v = accumulated(v, g, self.momentum)
+        return MomentumState(p.project(p.stride(g, self.step_size).add_(s.d)), v)

@@ -65,13 +65,16 @@ class ALMA(Attack):
             checked = y
         if t:
             mu = mu.lerp(_slope(y, rho, mu), 1 - self.memory).clamp(1e-6, 1e12)
-        g = p.norm.polar.steepest(s.d) - wide(_slope(y, rho, mu) * p.width / unit, g) * g
-        loose = g * (torch.where(g > 0, p.lo, p.hi) != 0)  # where the box lets x move
-        rate = from_first(t, self.first / p.norm.size(loose).clamp_min(1e-9), s.rate)
+        steep = wide(_slope(y, rho, mu) * p.width / unit, g) * g
+        g = p.norm.polar.steepest(s.d).sub_(steep)
+        rate = s.rate
+        if not t:
+            loose = g * (torch.where(g > 0, p.lo, p.hi) != 0)  # where the box lets x move
+            rate = self.first / p.norm.size(loose).clamp_min(1e-9)
         square = s.square.lerp(g.square(), 1 - self.memory)
-        pull = self.memory * s.pull + g / (square.sqrt() + 1e-8)
+        pull = g.div_(square.sqrt().add_(1e-8)).add_(self.memory * s.pull)
         fade = (math.log(0.01) * (t - found).clamp_min(0) / (self.steps - found).clamp_min(1)).exp()
-        d = (s.d - wide(fade * rate * p.width, pull) * pull).clamp(p.lo, p.hi)
+        d = (pull * -wide(fade * rate * p.width, pull)).add_(s.d).clamp_(p.lo, p.hi)
         return Balance(d, pull, square, unit, rate, mu, rho, checked, found)
 
 

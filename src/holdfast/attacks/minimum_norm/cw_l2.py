@@ -48,7 +48,7 @@ class WeightSearch:
             c=torch.where(over, torch.where(met, descent.c / factor, descent.c * factor), descent.c)
         )
         return Weighing(
-            descend(p, descent, 2 * u + g, a.rate, over, p.best()[1] / 10),
+            descend(p, descent, 2 * u + g, a.rate, over, p.smallest / 10),
             factor=factor,
             rose=torch.where(over, ~met, s.rose),
             met=met & ~check & ~over,

@@ -30,10 +30,10 @@ class FallingLimit:
         return Cutting(descent, share=descent.age + 0.9, met=descent.age > 0)
 
     def step(self, a: Any, p: Problem, s: Cutting, t: int) -> Cutting:
-        known = p.best()[1]
+        known = p.smallest
         gap, g, descent = margin(p, s.descent, t)
         _, g = hinge(p, descent, gap, g)
-        best = p.best()[1]
+        best = p.smallest
         won, late, met = best < known, descent.age + 1 >= a.span, s.met | p.met
         over = won | late
         failed = late & ~won

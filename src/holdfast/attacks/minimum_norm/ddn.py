@@ -42,6 +42,7 @@ class DDN(Attack):
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
         _, g = p.gradient(s.d, self.loss)
         fade = 0.01 + 0.99 * (1 + math.cos(math.pi * t / self.steps)) / 2
-        ahead = s.d + fade * p.width * p.steepest(g)
+        ahead = p.steepest(g).mul_(fade * p.width).add_(s.d)
         radius = torch.where(p.met, s.radius * (1 - self.gamma), s.radius * (1 + self.gamma))
-        return Ray((wide(radius, ahead) * p.norm.steepest(ahead)).clamp(p.lo, p.hi), radius)
+        d = p.norm.steepest(ahead).mul_(wide(radius, ahead))
+        return Ray(d.clamp_(p.lo, p.hi), radius)

@@ -66,7 +66,7 @@ class EAD(Attack):
         pull = torch.where(gap < 0, s.c / torch.where(unit > 0, unit, 1), 0)
         u = s.d / p.width
         loss = -pull * gap + (u.square() + self.beta * u.abs()).flatten(1).sum(1)
-        fine = (3 * p.best()[1] / p.width).clamp_max(1)
+        fine = (3 * p.smallest / p.width).clamp_max(1)
         rate = wide(fine * self.rate * (1 - s.age / span).sqrt(), u)
         thinner = p.norm.prox(
             u - rate * (2 * u - wide(pull, g) * g * p.width), wide(fine * self.beta, u)

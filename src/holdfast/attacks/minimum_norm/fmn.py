@@ -49,17 +49,26 @@ class FMN(Attack):
         value, g = p.gradient(s.d, "margin")
         fade = (1 + math.cos(math.pi * t / self.steps)) / 2
         alpha, gamma = self.alpha * (0.01 + 0.99 * fade), self.gamma * (0.02 + 0.98 * fade)
-        ahead = s.d + alpha * p.width * L2.steepest(g)
-        _, best = p.best()
+        ahead = L2.steepest(g).mul_(alpha * p.width).add_(s.d)
+        best = p.smallest
         shrunk = torch.minimum(s.radius * (1 - gamma), s.radius - p.norm.grain).minimum(best)
         grown = torch.maximum(s.radius * (1 + gamma), s.radius + p.norm.grain)
-        edge = p.norm.size(s.d + p.norm.reach(g, -value, p.lo - s.d, p.hi - s.d)) * (1 + gamma)
         most = 2 * s.radius if t else p.norm.size(ahead)
         lost = ~p.met & best.isinf()
-        grown = torch.where(lost, grown.maximum(edge.minimum(most)), grown)
+        rows = lost.nonzero()[:, 0]
+        if len(rows):
+            edge = _edge(p, s.d, value, g, rows) * (1 + gamma)
+            grown[rows] = grown[rows].maximum(edge.minimum(most[rows]))
         radius = torch.where(p.met, shrunk, grown)
         if t >= TRUST:
             # that a feature moves farther costs nothing in L0
             astray = lost if p.norm.scales else ~p.met
-            ahead = ahead * wide(torch.where(astray, FAR, 1), ahead)
+            ahead.mul_(wide(torch.where(astray, FAR, 1.0), ahead))
         return Ball(p.norm.project(ahead, wide(radius, ahead), p.lo, p.hi), radius)
+
+
+def _edge(p: Problem, d: Tensor, value: Tensor, g: Tensor, rows: Tensor) -> Tensor:
+    """The size at which the linearised boundary is met within the box, of these rows [m]."""
+    at, lo, hi = (column.index_select(0, rows) for column in (d, p.lo, p.hi))
+    reach = p.norm.reach(g.index_select(0, rows), -value[rows], lo - at, hi - at)
+    return p.norm.size(at + reach)

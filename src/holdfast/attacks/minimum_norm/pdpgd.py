@@ -65,17 +65,17 @@ class PDPGD(Attack):
         unit = from_first(t, gap.abs(), s.unit)
         scale = torch.where(unit > 0, unit, 1)
         u = _SHARP * gap / scale
-        g = -wide((1 - u / (1 + u.square()).sqrt()) / scale, g) * g * p.width
+        g = wide((u / (1 + u.square()).sqrt() - 1) / scale * p.width, g) * g
         mean, square = s.mean.lerp(g, 0.1), s.square.lerp(g.square(), 0.001)
-        steep = (square / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8
+        steep = (square / (1 - 0.999 ** (t + 1))).sqrt_().add_(1e-8)
         most = wide(steep.flatten(1).amax(1), steep)
         tau = 1 / (1 + t / self.fade)
         rate = self.rate * p.width * tau
-        ahead = (s.d - rate / (1 - 0.9 ** (t + 1)) * mean / steep).clamp(p.lo, p.hi)
+        ahead = (mean / steep).mul_(-rate / (1 - 0.9 ** (t + 1))).add_(s.d).clamp_(p.lo, p.hi)
         weight = wide((1 - s.share) / s.share, most) * rate / most
-        d = ahead
+        d, metric = ahead, steep.div_(most)
         for _ in range(_INNER):
-            d = p.norm.prox(d - steep / most * (d - ahead), weight).clamp(p.lo, p.hi)
+            d = p.norm.prox((ahead - d).mul_(metric).add_(d), weight).clamp_(p.lo, p.hi)
         turn = math.exp(self.swing * tau)
         dual = torch.where(p.met, s.dual * turn, s.dual / turn).clamp(1 / _LIMIT, _LIMIT)
         return Saddle(d, mean, square, unit, dual, s.share + 0.1 * (1 / (1 + dual) - s.share))

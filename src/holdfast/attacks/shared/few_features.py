@@ -10,7 +10,7 @@ from holdfast.attacks.attack import Problem
 
 def spent(p: Problem, d: Tensor) -> Tensor:
     """Whether one more feature would be past eps, or no fewer than the best point has: [n]."""
-    return p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
+    return p.norm.size(d) + 1 > (p.smallest - 1).minimum(p.eps.flatten())
 
 
 def random_ends(p: Problem) -> Tensor:

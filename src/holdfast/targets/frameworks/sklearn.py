@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib.hashing import NumpyHasher
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,15 +60,19 @@ _LINEAR = set(
 )
 
 
-class _Hasher(NumpyHasher):
-    """A hash of an estimator's values: the same for one that was fitted here and one that was read
-    from a file."""
+def _hash(model: Any) -> str:
+    """A SHA-256 of an estimator's values: the same for one that was fitted here and one that was
+    read from a file."""
+    from joblib.hashing import NumpyHasher  # of no use to models of other kinds
 
-    def save(self, obj: Any) -> None:
-        # between its fields lies whatever memory held before
-        if isinstance(obj, np.ndarray) and obj.dtype.names:
-            obj = [np.ascontiguousarray(obj[name]) for name in obj.dtype.names]
-        super().save(obj)
+    class Hasher(NumpyHasher):
+        def save(self, obj: Any) -> None:
+            # between its fields lies whatever memory held before
+            if isinstance(obj, np.ndarray) and obj.dtype.names:
+                obj = [np.ascontiguousarray(obj[name]) for name in obj.dtype.names]
+            super().save(obj)
+
+    return str(Hasher("sha256").hash(model))
 
 
 def _table(model: Any) -> Columns | None:
@@ -98,7 +101,7 @@ def from_estimator(
         InputError: it predicts several labels at once, in a form of scikit-learn's own.
     """
     try:
-        digest = str(_Hasher("sha256").hash(model)).encode()
+        digest = _hash(model).encode()
     except Exception:  # noqa: BLE001  # a user's class that does not pickle
         digest = digest_of((), repr(model))
     kind, known = type(model).__name__, _classes(model)

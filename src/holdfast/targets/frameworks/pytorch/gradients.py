@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def detached(x: Tensor) -> Tensor:
-    """Inputs that a graph may hold, though they were made in inference mode."""
-    return x.clone() if x.is_inference() else x
-
-
 def apart_from(x: Tensor, inner: Tensor) -> Tensor:
     """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to
     what it is given."""

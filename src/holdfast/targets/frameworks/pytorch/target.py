@@ -22,7 +22,7 @@ from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
-from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached, kept
+from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, kept
 from holdfast.targets.frameworks.pytorch.layouts import Reading, readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
@@ -62,6 +62,7 @@ from holdfast.targets.target import (
 )
 from holdfast.tasks import Classes, Form, TaskWithTruth, odds, side_by_side
 from holdfast.tasks import parse as parse_task
+from holdfast.tensors import detached
 
 PASS = 2**30  # bytes that the rows of one pass keep for their gradients, on a CPU
 
