@@ -268,7 +268,7 @@ def _largest(values: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
     times as long.
     """
     bits = 8 * values.element_size() - 1
-    whole = torch.int32 if bits == 31 else torch.int64
+    whole = {15: torch.int16, 31: torch.int32, 63: torch.int64}[bits]
     found = torch.zeros(len(values), 1, dtype=whole, device=values.device)
     flags = torch.empty_like(values)
     for bit in reversed(range(bits)):

@@ -9,7 +9,7 @@ from helpers.models import EPS, linear, rows, run, threat, wrap
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks import BaB
+from holdfast.attacks import PGD, BaB
 from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted, Threat
@@ -33,7 +33,7 @@ def jagged() -> tuple[TorchTarget, Tensor, Tensor]:
 
 
 def test_where_the_network_is_linear_it_reaches_the_optimum_at_once() -> None:
-    model, eps = linear(3), EPS["linf"]
+    model, eps = linear(3), 4 * EPS["linf"]
     target = wrap(model, bounds=(0, 1))
     x, y = rows(target, 6, edge=True)
     for rank in (1, 2):
@@ -44,7 +44,10 @@ def test_where_the_network_is_linear_it_reaches_the_optimum_at_once() -> None:
         slope = (w[others] - w[y]).view_as(x)
         best = torch.where(slope > 0, (x + eps).clamp(max=1), (x - eps).clamp(min=0))
         margin = target.task.margin(target.scores(best), y)
-        assert torch.allclose(found.margin, margin.to(found.margin), atol=1e-5)
+        broken = margin < 0  # others are proved, and not searched
+        assert bool(broken.any())
+        assert torch.equal(found.broken, broken)
+        assert torch.allclose(found.margin[broken], margin.to(found.margin)[broken], atol=1e-5)
 
 
 def test_it_breaks_nothing_that_is_proved(
@@ -94,6 +97,50 @@ def test_a_goal_is_what_it_aims_at(jagged: tuple[TorchTarget, Tensor, Tensor]) -
     found = run(SHORT, target, x, y, Threat.linf(0.3, goal=Targeted(goal)))
     assert bool(found.broken.any())
     assert torch.equal(target.labels(found.best[found.broken]), goal[found.broken])
+
+
+def test_where_no_relu_changes_its_sign_it_is_exact() -> None:
+    first, last, x = nn.Linear(16, 3), nn.Linear(3, 2), torch.rand(8, 1, 4, 4)
+    net = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    with torch.no_grad():
+        first.bias.fill_(20)
+        last.bias -= net(x).mean(0)
+    target = wrap(net.eval(), bounds=(0, 1))
+    y, eps = target.labels(x), 0.05
+    found, pgd = (
+        run(one, target, x, y, threat("linf", eps), stop=False) for one in (BaB(), PGD(steps=20))
+    )
+    assert bool(pgd.broken.any())
+    assert bool((found.margin <= pgd.margin + 1e-4)[pgd.broken].all())
+
+
+def test_a_class_that_is_proved_leaves_the_others_to_be_tried() -> None:
+    first, last = nn.Linear(16, 1), nn.Linear(1, 3)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(16)[:1])
+        first.bias.fill_(-0.5)
+        last.weight.copy_(torch.tensor([[0.0], [0.0], [4.0]]))
+        last.bias.copy_(torch.tensor([0, -0.1, -0.2]))
+    target = wrap(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval(), bounds=(0, 1))
+    x = torch.full((2, 1, 4, 4), 0.5)
+    found = run(SHORT, target, x, torch.zeros(2, dtype=torch.int64), threat("linf", 0.1))
+    assert bool(found.broken.all())
+
+
+@pytest.mark.parametrize("why", ["rotation(30, 1)", "several values"])
+def test_what_it_cannot_search_is_refused_by_name(why: str) -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).sort(1).values[:, :3]
+
+    model = Sorted() if why == "several values" else nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    asked = "linf(0.1)" if why == "several values" else why
+    target, x = wrap(model, bounds=(0, 1)), torch.rand(3, 1, 4, 4)
+    y = target.labels(x)
+    with pytest.raises(SpecError, match=r"bab.*more than one value|bab.*does not only add"):
+        holdfast.attack(target, x, y, asked, "bab")
+    if why == "several values":
+        assert not bool(run(SHORT, target, x, y, threat("linf", 0.1)).broken.any())
 
 
 def test_a_model_that_it_cannot_follow_is_refused_by_name_and_left_out_of_a_protocol() -> None:

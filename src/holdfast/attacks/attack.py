@@ -116,8 +116,9 @@ class Attack(Craft, ABC):
         """Whether it can search in this norm."""
         return norm.name in cls.norms and (cls.groups or not norm.group)
 
-    def check_target(self, target: Target) -> None:
-        """Refuse a target for which it does nothing; within a protocol it is run all the same.
+    def check_target(self, target: Target, threat: Threat) -> None:
+        """Refuse a target, or a threat, for which it does nothing; within a protocol it is run all
+        the same.
 
         Raises:
             SpecError: it is one.

@@ -17,7 +17,7 @@ from torch import Tensor
 from holdfast.attacks.counts import Counts, meets
 from holdfast.attacks.result import UNLIMITED, SearchResult
 from holdfast.bounds import Graph, graph_of
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import SpecError
 from holdfast.losses import EVERY_LOSS, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
@@ -122,12 +122,9 @@ class Problem:
         """The target's network, as proofs follow it.
 
         Raises:
-            InputError: it is none that they can follow, or the threat does not only add to its
-                inputs.
+            InputError: as `graph_of`.
         """
-        if not self.threat.additive or self.threat.schema is not None:
-            raise InputError(f"{self.threat} does not only add to the inputs of the network.")
-        return graph_of(itself(self.target))
+        return graph_of(itself(self.target), self.threat)
 
     # ------------------------------------------------------------------ geometry
 

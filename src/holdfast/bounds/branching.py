@@ -42,6 +42,7 @@ STRIDE, SHORT, MOMENTUM, CLOSE = 0.3, 0.1, 0.75, 0.1
 # and by a name and 0, [parts] each.
 #   lower: a bound of the margin
 #   split: the place of the ReLU to split next, among all; -1: every one has a sign
+#   turn: where asked for, in which turn the part was made
 State = dict[tuple[str, int], Tensor]
 Key = TypeVar("Key")
 
@@ -188,24 +189,26 @@ def branch(
 
 def low_points(rows: Rows, over: Tensor, parts: int, after: int = 0) -> Tensor:
     """Inputs at which the margin of a single row over a class may be low: where its lines are
-    lowest, on so many parts that branch and bound splits its region into, after `after` times as
-    many; [p, *shape] in float32. Fewer, or none, where the margin is proved on the others.
-
-    A network without ReLUs is not split, and gives one.
+    lowest, on at most so many parts that branch and bound splits its region into, after `after`
+    times as many; [p, *shape] in float32. None where the margin is proved; of a network without
+    ReLUs, which is not split, one.
     """
     if not any(isinstance(node.rule, Bent) for node in rows.graph.nodes):
         return lowest(rows, over[None])
     margin = _Margin(rows, over)
     state = margin.opened(margin.whole(), FIRST_STEPS)
-    new = state
-    for _ in range(after + 1):
-        new, more = _taken(state, state["split", 0] < -1), True
-        while more and len(new["lower", 0]) < parts:
+    state["turn", 0] = torch.zeros_like(state["split", 0])  # in which a part was made
+    for turn in range(after + 1):
+        while True:
             able = state["split", 0] >= 0
+            if not bool(able.any()) or int((state["turn", 0] == turn).sum()) >= parts:
+                break
             later, halves = margin.split(_taken(state, able))
-            state, new = _joined(_taken(state, ~able), later, halves), _joined(new, halves)
-            more = bool(able.any())
-    a, _ = margin.lines(_taken(new, new["lower", 0].argsort()[:parts]))
+            halves["turn", 0] = torch.full_like(halves["turn", 0], turn)
+            state = _joined(_taken(state, ~able), later, halves)
+    order = state["lower", 0].argsort()
+    latest = state["turn", 0][order].argsort(descending=True, stable=True)
+    a, _ = margin.lines(_taken(state, order[latest][:parts]))
     return _lowest(margin.single, a)
 
 

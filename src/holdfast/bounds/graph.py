@@ -357,7 +357,10 @@ def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
         if _places((args[1:], kwargs)):
             raise unsupported(f"operator {name} of values that all depend on the input")
         return
-    made = item.meta["val"].dtype
+    value = item.meta["val"]
+    if not isinstance(value, Tensor):
+        raise unsupported(f"operator {name}, which gives more than one value")
+    made = value.dtype
     if not made.is_floating_point or torch.finfo(made).eps > torch.finfo(dtype).eps:
         raise unsupported(f"operator {name} from {dtype} to {made}")
     if name not in _WEIGHTED and name not in _UNWEIGHTED:

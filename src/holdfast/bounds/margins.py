@@ -13,7 +13,7 @@ from holdfast.bounds.branching import METHODS, Judge, climb, nobody
 from holdfast.bounds.graph import Graph, trace, unsupported
 from holdfast.bounds.propagate import Rows
 from holdfast.bounds.regions import Region
-from holdfast.errors import InputError, SpecError, first_line, suggest
+from holdfast.errors import HoldfastError, InputError, SpecError, first_line, suggest
 from holdfast.norms import Linf, wide
 from holdfast.targets.target import Bounds, Target
 from holdfast.threats.threat import Targeted, Threat, as_threat
@@ -167,15 +167,24 @@ class Bounded:
         return Margins(lower, rounding, method)
 
 
-def graph_of(target: Target) -> Graph:
+def graph_of(target: Target, threat: Threat) -> Graph:
     """The graph of a target's network, from raw inputs to scores.
 
     Raises:
-        InputError: it is none, or not one that bounds can follow.
+        InputError: it is none, or not one that bounds can follow; or the threat does not only add
+            to its inputs.
     """
+    if not threat.additive or threat.schema is not None:
+        raise InputError(f"{threat} does not only add to the inputs of the network.")
     batcher = target.batcher
     example = torch.zeros((1, *(target.shape or ())), dtype=batcher.dtype, device=batcher.device)
-    return trace(target.network(), example)
+    try:
+        with torch.no_grad():
+            return trace(target.network(), example)
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise unsupported(f"bounds of this network: {first_line(error)}") from error
 
 
 def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:

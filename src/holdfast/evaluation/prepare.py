@@ -239,7 +239,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
         )
         check_fit(trial.attack, attacked, ready.threat, pool)
         if ready.protocol.name == "custom":
-            trial.attack.check_target(attacked)
+            trial.attack.check_target(attacked, ready.threat)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(

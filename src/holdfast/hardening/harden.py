@@ -505,4 +505,4 @@ def _check_threat(threat: Threat, target: Target, judge: str = "") -> None:
     if judge:
         attack = attacks.parse(judge)
         check_fit(attack, target, threat)
-        attack.check_target(target)
+        attack.check_target(target, threat)

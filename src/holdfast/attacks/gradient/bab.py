@@ -14,8 +14,10 @@ from holdfast.bounds import Graph, Region, Rows, graph_of, low_points, lowest
 from holdfast.errors import InputError, SpecError
 from holdfast.losses import margin, without
 from holdfast.norms import Linf
+from holdfast.targets.batch import picked
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import itself
+from holdfast.threats.threat import Threat
 
 MOST = 1 << 14  # activations of a network that it follows
 MOMENTUM = 0.75  # what is kept of the last direction
@@ -50,8 +52,8 @@ class BaB(Attack):
     Branch and bound splits the ball by the signs of what ReLUs take; a descent begins where the
     margin's lower line is lowest on each of the parts. Shorter descents go on from the points of
     the lowest margins, and then in smaller and smaller balls around the best of them, where the
-    line over such a ball is lowest. The margin is that over the best wrong class at the best point
-    known before. A restart goes on with the parts that follow.
+    line over such a ball is lowest. The margin is that over the best wrong class, at the best point
+    known before, that is not proved never to win. A restart goes on with the parts that follow.
 
     It needs a network that `certify` can follow, of at most 16,384 activations. In a protocol it
     does nothing for another.
@@ -73,9 +75,9 @@ class BaB(Attack):
     def warm(self) -> bool:
         return True
 
-    def check_target(self, target: Target) -> None:
+    def check_target(self, target: Target, threat: Threat) -> None:
         try:
-            _fit(graph_of(itself(target)))
+            _fit(graph_of(itself(target), threat))
         except InputError as error:
             raise SpecError(f"{self!r} has to follow the network by bounds: {error}") from None
 
@@ -88,22 +90,27 @@ class BaB(Attack):
         d = p.random_start("best")
         points = d[:, None].repeat(1, self.parts, *[1] * (d.dim() - 1))
         values = d.new_full(points.shape[:2], -torch.inf)
-        aim = torch.zeros_like(p.y) if p.aim is None else p.aim
+        aim = torch.zeros_like(p.y) if p.aim is None else p.aim.clone()
         try:
             _fit(p.graph)
         except InputError:
             p.stop_asking(p.live)
             return Descents(d, d, aim, points, points, values)
         z, starts = p.scores(d), points.clone()
-        if p.aim is None:
-            aim = without(z, p.y).argmax(1)
-        values[:, 0] = _gap(z, p.y, None, aim)
         proved = torch.zeros_like(p.live)
         for row in range(len(d)):
-            around = _around(p, torch.zeros_like(d[row : row + 1]), row, aim[row], 1.0)
-            low = low_points(around, aim[row], self.parts, int(p.restart[row]))
+            at = slice(row, row + 1)
+            around = _around(p, torch.zeros_like(d[at]), row, picked(p.aim, at), 1.0)
+            low = d[:0]
+            for one in without(z[at], p.y[at])[0].argsort(descending=True):
+                if around.lower[0, one] <= 0:
+                    low = low_points(around, one, self.parts, int(p.restart[row]))
+                if len(low):
+                    aim[row] = one
+                    break
             starts[row, : len(low)] = low.to(d) - p.x[row]
             proved[row] = not len(low)
+        values[:, 0] = _gap(z, p.y, None, aim)
         p.stop_asking(proved)
         return Descents(d, d, aim, starts, points, values)
 
@@ -143,8 +150,8 @@ class BaB(Attack):
         if turn.radius:
             for row in range(len(points)):
                 best = points[row, : turn.points]
-                around = _around(p, best, row, s.aim[row], turn.radius)
-                low = lowest(around, s.aim[row].expand(len(best)))
+                aims = s.aim[row].expand(len(best))
+                low = lowest(_around(p, best, row, aims, turn.radius), aims)
                 starts[row, : turn.points] = low.to(best) - p.x[row]
         return s._replace(starts=starts, points=points, values=values)
 
@@ -159,16 +166,16 @@ def _reach(lo: Tensor, hi: Tensor) -> Tensor:
     return wide(torch.maximum(-lo, hi).flatten(1).amax(1), lo)
 
 
-def _around(p: Problem, d: Tensor, row: int, aim: Tensor, radius: float) -> Rows:
-    """What is known over balls of so much of eps around perturbations d [m, *shape] of a row,
-    within what it may be."""
+def _around(p: Problem, d: Tensor, row: int, aims: Tensor | None, radius: float) -> Rows:
+    """What is known of margins over aims [m] (None: over every class) in balls of so much of eps
+    around perturbations d [m, *shape] of a row, within what it may be."""
     eps, lo, hi = (side[row : row + 1] for side in (p.eps, p.lo, p.hi))
     lo, hi = p.norm.hull(eps, lo, hi)
     reach = radius * _reach(lo, hi).double()
     lo, hi = (side.double() - d for side in (lo, hi))
     lo, hi = lo.maximum(-reach).clamp_max(0), hi.minimum(reach).clamp_min(0)
     region = Region(Linf(), (p.x[row] + d).double(), reach.expand(len(d), *reach.shape[1:]), lo, hi)
-    rows = Rows(p.graph, region, p.y[row].expand(len(d)), None, aim.expand(len(d)))
+    rows = Rows(p.graph, region, p.y[row].expand(len(d)), None, aims)
     if radius > BOUNDED:
         rows.climb("crown")
     else:
