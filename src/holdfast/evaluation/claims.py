@@ -224,17 +224,18 @@ def _protocol(manifest: Manifest, threat: Threat, sources: GradientSources) -> I
         yield f"protocol: a list of attacks has version 1, not {protocol.version}."
     elif name not in (*protocols.PROTOCOLS, protocols.NONE.name, "custom"):
         yield f"protocol: this Holdfast knows none of the name {name!r}, so it cannot be checked."
-    elif protocol.version != version:
+    elif protocol.version != version and (name, protocol.version) not in protocols.EARLIER:
         yield (
             f"protocol: this Holdfast has {name} version {version}, so version {protocol.version} "
             "cannot be checked."
         )
     elif name != "custom" and not any(
-        protocol.trials in _lists(manifest, threat, drawn=drawn, trees=trees, steps=steps)
+        protocol.trials
+        in _lists(manifest, threat, drawn=drawn, trees=trees, steps=steps, version=protocol.version)
         for drawn in {False, target.cost.draws > 1}
         for steps in {"", sources.steps if name in protocols.STEPPED else ""}
     ):
-        yield f"protocol: its trials are not those of {name} version {version}."
+        yield f"protocol: its trials are not those of {name} version {protocol.version}."
 
 
 def _trials(manifest: Manifest, threat: Threat, sources: GradientSources) -> Iterator[str]:

@@ -70,7 +70,7 @@ _PIXELS = ("brendelbethge(steps=120)", "sigmazero(steps=300)", "sparsers(steps=1
 # docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
-        4,
+        3,
         "one short run for all rows, a few more for those of small margin: an upper bound, in Linf "
         "0 to 3 points above "
         "standard on the eight networks it was tuned on, 4 to 5 on another; far more in L2 where "
@@ -154,6 +154,17 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         "AutoAttack's version for randomised models: gradients are means of 20",
         {"other": ('apgd(steps=100, loss="ce", eot=20)', 'apgd(steps=100, loss="dlr", eot=20)')},
     ),
+}
+
+
+# Lists of earlier versions that differ, by name and version: `verify` still confirms their runs.
+_BEFORE_BAB = (
+    *_STANDARD[:-2],
+    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.08)',
+)
+EARLIER: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
+    ("standard", 5): {"other": _BEFORE_BAB},
+    ("thorough", 6): {"other": (*_BEFORE_BAB, *_THOROUGH)},
 }
 
 
@@ -384,13 +395,14 @@ def protocol(
     drawn: bool = False,
     bounded: bool = True,
     group: str = "",
+    version: int | None = None,
 ) -> Protocol:
     """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims
     at no others.
 
     `drawn`: for a model found to be randomised, which is measured by its mean. `bounded`: False
     where eps is inf, and the smallest perturbation is asked for. `group`: what the norm counts as
-    one, where it is no feature.
+    one, where it is no feature. `version`: an earlier one of `EARLIER`.
 
     Raises:
         SpecError: there is no protocol of this name, or it has no list for this norm at an eps of
@@ -400,7 +412,9 @@ def protocol(
         return NONE
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
-    version, _, lists = PROTOCOLS[name]
+    today, _, lists = PROTOCOLS[name]
+    version = version or today
+    lists = {**lists, **EARLIER.get((name, version), {})}
     lists = BLACK_BOX.get(access, {}).get(name, lists)
     if drawn and access == Access.GRADIENTS:
         lists = DRAWN
@@ -422,18 +436,20 @@ def asked(
     trees: bool = False,
     task: str = "classes",
     steps: str = "",
+    version: int | None = None,
 ) -> Protocol:
     """The named protocol as it meets a threat, with what a movement of images asks for before it.
 
     `trees`: for a model that is an ensemble of trees. `task`: as the manifest says it. `steps`:
-    what these do to the gradient, as `GradientSources.steps` says it.
+    what these do to the gradient, as `GradientSources.steps` says it. `version`: as `protocol`
+    takes it.
 
     Raises:
         SpecError: as `protocol`.
     """
     aimed, bounded = isinstance(threat.goal, Targeted), threat.bounded
     kind = {"aimed": aimed, "access": access, "drawn": drawn, "bounded": bounded}
-    own = protocol(name, threat.norm.name, group=threat.norm.group, **kind)
+    own = protocol(name, threat.norm.name, group=threat.norm.group, version=version, **kind)
     table = TABLES.get(access, {}).get(name, {}).get(threat.norm.name)
     if threat.schema is not None and bounded and table is not None:
         own = replace(own, trials=chosen(table).trials)

@@ -290,7 +290,8 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         said, found = (
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
-        yield from differences(part, in_todays_words(said), in_todays_words(found))
+        # another version of a library may round the last bits otherwise
+        yield from differences(part, in_todays_words(said), in_todays_words(found), close=1e-12)
     judged, looked = manifest.judge_forwards, looked_at(table)
     if judged and not looked <= judged <= PASSES * looked:
         yield f"judge_forwards: run.json says {judged} for the {looked} inputs that were judged."
