@@ -175,7 +175,10 @@ def graph_of(target: Target, threat: Threat) -> Graph:
             to its inputs.
     """
     if not threat.additive or threat.schema is not None:
-        raise InputError(f"{threat} does not only add to the inputs of the network.")
+        raise InputError(
+            "the threat does not only add to the inputs (it moves them, or repairs them by a "
+            "schema), and bounds follow nothing else; choose another attack."
+        )
     batcher = target.batcher
     example = torch.zeros((1, *(target.shape or ())), dtype=batcher.dtype, device=batcher.device)
     try:
