@@ -66,7 +66,19 @@ def mifpe(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     gap = (top[:, :1] - top[:, 1:]).clamp_min(torch.finfo(z.dtype).tiny)
     # Past e^±1e4 nothing changes but overflow comes near.
     pull = ce((z - top[:, :1]).div(gap).clamp_min(-1e4), y, t)
-    return margin(z, y, t).detach() + pull - pull.detach()
+    return _as_margin(pull, z, y, t)
+
+
+def by_margin(loss: str) -> str | Loss:
+    """What has the gradient of a loss of EVERY_LOSS, and the margin for its value."""
+    if loss not in ("ce", "dlr"):
+        return loss
+    pull = LOSSES[loss]
+    return lambda z, y, t: _as_margin(pull(z, y, t), z, y, t)
+
+
+def _as_margin(pull: Tensor, z: Tensor, y: Tensor, t: Tensor | None) -> Tensor:
+    return margin(z, y, t).detach() + (pull - pull.detach())
 
 
 def _at(z: Tensor, c: Tensor) -> Tensor:

@@ -154,3 +154,20 @@ def test_a_model_that_it_cannot_follow_is_refused_by_name_and_left_out_of_a_prot
     assert not bool(found.forwards.any())
     with pytest.raises(SpecError, match="bab"):
         holdfast.attack(target, x, y, "linf(0.01)", "bab")
+
+
+def test_rows_far_from_being_broken_are_left_after_six_descents(
+    jagged: tuple[TorchTarget, Tensor, Tensor],
+) -> None:
+    target, x, y = jagged
+    limit, clean = threat("linf", 0.1), target.scores(x)
+    usual = run(BaB(steps=90, parts=12), target, x, y, limit, clean=clean, stop=False)
+    searched = usual.backwards == 90
+    share = usual.margin / target.task.margin(clean, y)
+    close = float(share[searched].max()) / 2
+    assert 0 < close < 1
+    found = run(BaB(steps=90, parts=12, close=close), target, x, y, limit, clean=clean, stop=False)
+    left = searched & (found.backwards < 90)
+    assert torch.equal(left, searched & (share > close))
+    assert set(found.backwards[left].tolist()) == {6 * 3}  # 36 units of 3 steps
+    assert torch.allclose(found.margin[~left], usual.margin[~left])

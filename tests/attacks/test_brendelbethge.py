@@ -122,3 +122,39 @@ def test_costs_are_as_stated() -> None:
         least = 6 * (walks - 1)
         assert bool(((least <= starts) & (starts <= 10 * (walks - 1))).all())
         assert bool((starts == least).any())
+
+
+def test_rows_far_beyond_eps_are_left_and_others_are_not() -> None:
+    target = wrap(bent())
+    x, y = rows(target, 40)
+    attack = BrendelBethge(steps=40, walks=4, close=0.2)
+    usual = run(attack, target, x, y, threat("l2", math.inf))  # every size is asked for
+    eps = float(usual.size.median())
+    found = run(attack, target, x, y, threat("l2", eps), stop=False)
+    far = usual.size > 2 * eps
+    assert bool(far.any())
+    assert bool((found.backwards[far] < usual.backwards[far]).all())
+    whole = found.backwards == usual.backwards
+    close(found.size[whole], usual.size[whole])
+    assert bool(whole[usual.size <= eps].any())
+    assert bool((found.size[~whole] > eps).all())
+    # nor is one left that is near the largest eps of a curve
+    curve = run(attack, target, x, y, threat("l2", eps), stop=False, widest=1e9)
+    close(curve.size, usual.size)
+
+
+class Flat(torch.nn.Module):
+    """Of class 1 where the mean is above 0.48, and the same wherever it is below 0.45."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = 10 * (x.flatten(1).mean(1) - 0.45).relu()
+        return torch.stack([torch.full_like(bright, 0.3), bright], 1)
+
+
+def test_a_row_without_a_success_is_not_a_far_one() -> None:
+    """At x it is led nowhere; then it begins at noise."""
+    target = wrap(Flat())
+    x, y = torch.full((4, 1, 4, 4), 0.2), torch.zeros(4, dtype=torch.int64)
+    found = run(BrendelBethge(steps=40, walks=2, close=0.1), target, x, y, threat("l2", 0.1))
+    assert bool(found.size.isfinite().all())
+    assert bool((found.backwards == 40).all())

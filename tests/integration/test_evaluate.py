@@ -503,6 +503,16 @@ def test_only_rows_close_to_being_broken_are_attacked_further() -> None:
     assert everyone.manifest.trials[1].attacked == first.attacked - first.broken
 
 
+def test_rows_that_an_attack_has_searched_are_left() -> None:
+    """By those alone that it asked about, and not where it could not follow the model."""
+    attacks = ["pgd(steps=3)", "square(steps=2, max_margin=0.5)", "acg(steps=2, unless='square')"]
+    first, second, third = measure(attacks=attacks).manifest.trials
+    assert 0 < second.attacked < first.attacked
+    assert third.attacked == first.attacked - first.broken - second.attacked
+    alone = measure(attacks=["pgd(steps=3)", "acg(steps=2, unless='square')"]).manifest.trials
+    assert alone[1].attacked == alone[0].attacked - alone[0].broken
+
+
 def test_one_search_for_the_smallest_serves_every_eps() -> None:
     eps = [0.04, 0.08, 0.16]
     run = measure(threat="linf(0.08)", epsilons=[0.04, 0.16], attacks=["fmn(steps=40)"])

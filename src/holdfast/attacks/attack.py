@@ -166,6 +166,7 @@ def run(
     budget: int | Tensor | None = None,
     stop: bool = True,
     pool: Pool | None = None,
+    widest: float = 0.0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
@@ -187,6 +188,7 @@ def run(
         stop: settle a row at its first success within eps. (Never where eps is inf: then the
             smallest is sought.)
         pool: an attacker's inputs [m, *shape] and their classes [m], to mix other classes in.
+        widest: the largest eps of a curve that this search is for, too.
         on_step: called with the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
@@ -205,7 +207,7 @@ def run(
             warm_start = warm_start.to(batch.x)
         p = Search(
             target, batch, y, threat, keys, restart=restart, warm_start=warm_start,
-            result=result, budget=budget, stop=stop, pool=pool,
+            result=result, budget=budget, stop=stop, pool=pool, widest=widest,
         )  # fmt: skip
         _search(attack, p, clean, rank, on_step, sets if stop else 1)
     return result
@@ -415,6 +417,11 @@ def _kinds() -> list[type[Attack]]:
     for kind in kinds:
         kinds += kind.__subclasses__()
     return [kind for kind in kinds if not inspect.isabstract(kind)]
+
+
+def attack_names() -> list[str]:
+    """Of every attack, as `Attack.name` says it."""
+    return sorted(kind.__name__.lower() for kind in _kinds())
 
 
 def _noise_of(attack: Attack) -> str:

@@ -57,11 +57,12 @@ class Problem:
         stop: bool = True,
         pool: Pool | None = None,
         drafts: bool = False,
+        widest: float = 0.0,
     ) -> None:
         batch, threat = Batch.of(rows), threat.in_layout(target.inputs.layout)
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
-        self._drafts = drafts and threat.schema is not None
+        self._widest, self._drafts = widest, drafts and threat.schema is not None
         self.layout = target.inputs.layout if threat.spatial is None else "nchw"
         # attacks see what may change, and nothing else
         self._context, self._images = batch.context, batch.x
@@ -111,6 +112,11 @@ class Problem:
     def live(self) -> Tensor:
         """Whether a row is still searched: [n] bool."""
         return self._counts.live
+
+    @property
+    def asking(self) -> Tensor:
+        """Whether a row is still searched, and `stop_asking` has not ended that: [n] bool."""
+        return self._counts.live & ~self._counts.over
 
     @property
     def met(self) -> Tensor:
@@ -304,6 +310,12 @@ class Problem:
     def smallest(self) -> Tensor:
         """The size of the smallest d that met the goal so far: [n]; inf where there is none yet."""
         return self._counts.result.size[self._counts.rows].to(self.x.dtype)
+
+    def beyond(self, share: float) -> Tensor:
+        """Whether the smallest d that met the goal so far, if there is one, is beyond so many times
+        the largest eps that is asked about: [n] bool."""
+        limit = share * self.eps.flatten().clamp_min(self._widest)
+        return (self.smallest > limit) & self.smallest.isfinite()
 
     # ------------------------------------------------------------------ inside
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from holdfast import spec
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, attack_names
 from holdfast.errors import SpecError, suggest
 
 # What follows `gradient=`, and what it does.
@@ -27,9 +27,9 @@ class Trial:
     (`targets`, 0: at any).
 
     With `max_margin` below 1 it runs only on rows that earlier trials almost broke: those whose
-    lowest margin is at most this share of their clean one. (A rule on the row alone, so that other
-    rows change nothing.) `gradient` names another source of gradients; success is still the
-    model's own.
+    lowest margin is at most this share of their clean one. `unless` names an attack: rows that an
+    earlier trial of it has searched are left. (Rules on the row alone, so that other rows change
+    nothing.) `gradient` names another source of gradients; success is still the model's own.
     """
 
     attack: Attack
@@ -37,6 +37,7 @@ class Trial:
     targets: int = 0
     max_margin: float = 1.0
     gradient: str = ""
+    unless: str = ""
 
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.restarts, self.targets))
@@ -57,10 +58,20 @@ class Trial:
                 f"unknown source of gradients {self.gradient!r} in {self!r}; "
                 f"{suggest(str(self.gradient), SOURCES)}"
             )
+        if self.unless and self.unless not in (names := attack_names()):
+            raise SpecError(
+                f"unless names an attack, not {self.unless!r}, in {self!r}; "
+                f"{suggest(str(self.unless), names)}"
+            )
         if self.restarts > 1 and not self.attack.random:
             raise SpecError(
                 f"{self!r}: it draws nothing at random, so a restart would only repeat it."
             )
+
+    @property
+    def attack_name(self) -> str:
+        """What `unless` calls the attack, and all its variants."""
+        return type(self.attack).__name__.lower()
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run of this trial."""
@@ -76,8 +87,11 @@ class Trial:
             for name in usual
             if getattr(self, name) != usual[name]
         ]
-        if self.gradient:
-            extra.append(f"gradient={self.gradient!r}")
+        extra += [
+            f"{name}={text!r}"
+            for name, text in (("gradient", self.gradient), ("unless", self.unless))
+            if text
+        ]
         name, _, own = spec.write(self.attack, whole=whole)[:-1].partition("(")
         return f"{name}({', '.join([*filter(None, [own]), *extra])})"
 
@@ -96,9 +110,10 @@ def trial_maker(maker: Callable[..., Attack]) -> Callable[..., Trial]:
         targets: int = 0,
         max_margin: float = 1.0,
         gradient: str = "",
+        unless: str = "",
         **options: object,
     ) -> Trial:
-        return Trial(maker(*values, **options), restarts, targets, max_margin, gradient)
+        return Trial(maker(*values, **options), restarts, targets, max_margin, gradient, unless)
 
     own = list(inspect.signature(maker).parameters.values())
     sweep = [

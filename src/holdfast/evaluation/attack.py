@@ -166,10 +166,10 @@ def craft(
     """
     name, given = _list_of(attack)
     for trial in given:
-        if trial.max_margin < 1:
+        if trial.max_margin < 1 or trial.unless:
             raise SpecError(
-                f"{trial!r}: max_margin is of a row that earlier attacks of a list left, but this "
-                "is the only one."
+                f"{trial!r}: max_margin and unless are of a row that earlier attacks of a list "
+                "left, but this is the only one."
             )
     ready = prepare(target, data, threat, name or "quick", given, samples)
     if attack is None:
@@ -235,12 +235,15 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x) | nothing_to_lose(target, batch)
     right = ((clean.label == y) & ~skipped).cpu()
     margin, lowest = _margin(target, clean, y), size.clone()
+    searched: dict[str, Tensor] = {}
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
     for trial, restart, rank in units:
         open_ = right.clone()
         if threat.bounded:
             open_ &= ~target.task.settled(size.isfinite(), lowest)
         open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
+        if trial.unless in searched:
+            open_ &= ~searched[trial.unless]
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
@@ -266,6 +269,8 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         best[left[better]] = found.best[better.to(best.device)]
         size[left[better]] = smallest[better]
         lowest[left] = torch.minimum(lowest[left], reached)
+        by = searched.setdefault(trial.attack_name, torch.zeros_like(right))
+        by[left] |= found.forwards.cpu() > 0
         for name, column in cost.items():
             column[left] += getattr(found, name).cpu()
     return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}

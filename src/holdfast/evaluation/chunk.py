@@ -190,6 +190,8 @@ class ChunkState:
     missed: set[float] = field(
         default_factory=set
     )  # eps at which time ran out before every unit was run
+    # [n] bool: which rows an attack of this name has asked about at the eps that is now searched
+    searched: dict[str, Tensor] = field(default_factory=dict)
     reached: int = 0  # the first row for which there was no time for the first unit
 
     @property
@@ -227,6 +229,10 @@ class ChunkState:
         self.best[rows[kept]] = new["best"][stored[kept]]
         self.size[rows[better]] = new["size"][better]
         self.lowest[rows] = torch.minimum(self.lowest[rows], new["margin"])
+        by = self.searched.setdefault(
+            settings.trials[unit.trial].attack_name, torch.zeros_like(self.asked)
+        )
+        by[rows] |= new["forwards"] > 0
         fresh = ~before & (self.size[rows] <= limit)
         if unit.eps == own:
             self.broken_by[rows[fresh]] = unit.trial
@@ -281,7 +287,7 @@ def search(
     units = settings.units()
     for number, unit in enumerate(units):
         if number and unit.eps != units[number - 1].eps:
-            state.lowest = clean.clone()
+            state.lowest, state.searched = clean.clone(), {}
         open_ = state.asked.clone()
         # else the smallest of all trials is asked for, and each takes all rows
         if settings.threat.bounded:
@@ -289,9 +295,12 @@ def search(
             open_ &= ~settings.target.task.settled(broken, state.lowest)
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= state.size <= settings.limit(larger[unit.eps])
-        if (share := settings.trials[unit.trial].max_margin) < 1:
+        trial = settings.trials[unit.trial]
+        if trial.max_margin < 1:
             # without scores there are no margins, and no row is left out
-            open_ &= ~(state.lowest > share * clean)
+            open_ &= ~(state.lowest > trial.max_margin * clean)
+        if trial.unless in state.searched:
+            open_ &= ~state.searched[trial.unless]
         left = open_.nonzero()[:, 0]
         place, part = f"{name}-{number:04d}", (number / len(units), 1 / len(units))
         together = settings.together(units, number, batch.x.shape[1:])
@@ -656,6 +665,7 @@ def _attack(
         budget=None if settings.budget is None else settings.budget - state.counts["forwards"][at],
         stop=trial.attack.bounded or not settings.smallest,
         pool=settings.gradient_sources.images(trial.attack),
+        widest=max(settings.measured),
         on_step=on_step,
     )
     columns = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}

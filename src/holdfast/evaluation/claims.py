@@ -19,7 +19,7 @@ from holdfast.diagnostics import checks
 from holdfast.diagnostics.detectors import first_answers, no_place
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.scales import one_size
-from holdfast.errors import InputError, listed
+from holdfast.errors import InputError, SpecError, listed
 from holdfast.evaluation import protocols, until
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.chunk import growing_chunks
@@ -216,6 +216,14 @@ def _lists(manifest: Manifest, threat: Threat, **kind: Any) -> list[list[str]]:
     return [[t.write(whole=True) for t in one.trials] for one in known]
 
 
+def _whole(texts: list[str]) -> list[str]:
+    """The texts of trials with every option of today, of which a run of before may lack some."""
+    try:
+        return [parse_trial(text).write(whole=True) for text in texts]
+    except SpecError:
+        return texts
+
+
 def _protocol(manifest: Manifest, threat: Threat, sources: GradientSources) -> Iterator[str]:
     protocol, target = manifest.protocol, sources.target
     trees = threat.schema is not None and has_trees(target)
@@ -230,7 +238,7 @@ def _protocol(manifest: Manifest, threat: Threat, sources: GradientSources) -> I
             "cannot be checked."
         )
     elif name != "custom" and not any(
-        protocol.trials
+        _whole(protocol.trials)
         in _lists(manifest, threat, drawn=drawn, trees=trees, steps=steps, version=protocol.version)
         for drawn in {False, target.cost.draws > 1}
         for steps in {"", sources.steps if name in protocols.STEPPED else ""}
@@ -245,7 +253,7 @@ def _trials(manifest: Manifest, threat: Threat, sources: GradientSources) -> Ite
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(asked)] != [(text, manifest.threat.eps) for text in asked]:
         yield "trials: they are not those of the protocol at the threat's eps."
-    more = [text for text, eps in run[len(asked) :] if eps == manifest.threat.eps]
+    more = _whole([text for text, eps in run[len(asked) :] if eps == manifest.threat.eps])
     protocol = manifest.protocol.name
     asked_for = [
         t.write(whole=True)
@@ -281,7 +289,8 @@ def _rounds(manifest: Manifest, threat: Threat, task: Classes, table: pa.Table) 
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
         # else it may leave out some rows
-        everywhere = whole and not smaller and "max_margin=" not in trial.spec
+        all_rows = not re.search(r"\b(max_margin|unless)=", trial.spec)
+        everywhere = whole and not smaller and all_rows
         for done in trial.restarts:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere

@@ -142,18 +142,22 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
     size = torch.full((m,), torch.inf, dtype=torch.float64)
     own, larger = settings.measured[0], dict(pairwise(sorted(settings.measured)))
     left = torch.zeros(m)
-    eps, begun = math.nan, False
+    eps, begun, searched = math.nan, False, dict[str, torch.Tensor]()
     for unit in settings.units():
         trial = settings.trials[unit.trial]
         if unit.eps != eps:
-            eps, left, begun = unit.eps, torch.zeros(m), False
+            eps, left, begun, searched = unit.eps, torch.zeros(m), False, {}
         price = _priced(settings, trial, rows, bill)
         live = ~(size <= settings.limit(settings.sought(unit))) | (not settings.threat.bounded)
         if eps < own:
             live &= size <= settings.limit(larger[eps])
         weight = bill.n * rows.share / m
         if begun or trial is not first or not bill.lasts(price.seconds(m, 1)):
-            bill.add(price, weight * float((live & ~(left > trial.max_margin)).sum()))
+            taken = live & ~(left > trial.max_margin)
+            taken &= ~searched.get(trial.unless, torch.zeros_like(taken))
+            bill.add(price, weight * float(taken.sum()))
+            if price.passes:
+                searched[trial.attack_name] = taken
             continue
         at, begun = live.nonzero()[:, 0], True
         if not len(at):
@@ -211,6 +215,8 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
 
     shape = rows.x.shape[1:]  # of large inputs a step costs what its rows do
     few, many = (min(rows_to_try(shape, n, FEW_LARGE), len(rows.y)) for n in (FEW, ROWS))
+    if attack.of_networks:  # its start is dear
+        few = many = 1
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
     costs = [short(steps[0], few)]
     while len(costs) < len(steps) and bill.lasts(2 * costs[-1][1]):
@@ -220,7 +226,7 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
     whole, last = cost, steps[-1]
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
-    if attack.expected_passes is not None:
+    if cost and attack.expected_passes is not None:
         whole = attack.expected_passes * attacked.cost.forwards
     row, first = spent / few / last, costs[0][1]
     if many > few and bill.lasts(first * many / few):

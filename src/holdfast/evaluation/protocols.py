@@ -29,17 +29,18 @@ NONE = Protocol("none", 1, ())  # for a run that only proves
 
 _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
-    'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
-    'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.25)',
-    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.3)',
-    "bab(max_margin=0.1)",
-    'relay(steps=980, leg=100, loss="mifpe", restarts=2, max_margin=0.08)',
+    'apgd(steps=20, loss="margin", targets=3, max_margin=0.3)',
+    'relay(steps=40, leg=20, p=0.2, loss="mifpe")',
+    'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.3)',
+    'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.15)',
+    "bab(close=0.025, max_margin=0.1)",
+    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.15, unless="bab")',
+    'relay(steps=980, leg=100, loss="mifpe", restarts=6, max_margin=0.1, unless="bab")',
 )
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
-    "brendelbethge(steps=360, walks=12, last=0.3)",
+    "brendelbethge(steps=600, walks=20, last=0.3, close=1)",
     'acg(steps=50, loss="mifpe", restarts=2, max_margin=0.1)',
     "relay(steps=400, leg=80, p=0.3, max_margin=0.05)",
 )
@@ -55,7 +56,6 @@ _THOROUGH = (
     "relay(steps=8400, max_margin=0.15)",
     "relay(steps=8400, step_size=0.1, max_margin=0.08)",
 )
-_LAST = "bab(restarts=3, max_margin=0.15)"
 _THOROUGH_L2 = (
     "fab(steps=40, targets=3)",
     "brendelbethge(steps=480, walks=12, last=0.2)",
@@ -66,8 +66,7 @@ _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 _PIXELS = ("brendelbethge(steps=120)", "sigmazero(steps=300)", "sparsers(steps=1000)")
 
 # Each list by norm, of which "l0 by pixel" goes before l0 where it counts pixels; "other" serves
-# the norms without one of their own. Why these trials:
-# docs/protocols.md.
+# the norms without one of their own. Why these trials: docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
         3,
@@ -90,7 +89,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        6,
+        7,
         (
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
             "brings close to being broken"
@@ -104,10 +103,10 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "thorough": (
-        7,
+        8,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (*_STANDARD, *_THOROUGH, _LAST),
+            "other": (*_STANDARD, "bab(restarts=3, close=0.05, max_margin=0.15)", *_THOROUGH),
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
@@ -159,12 +158,38 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
 
 # Lists of earlier versions that differ, by name and version: `verify` still confirms their runs.
 _BEFORE_BAB = (
-    *_STANDARD[:-2],
+    'apgd(steps=30, loss="mifpe")',
+    'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
+    'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
+    'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.25)',
+    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.3)',
     'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.08)',
 )
+_BEFORE_CLOSE = (
+    *_BEFORE_BAB[:-1],
+    "bab(max_margin=0.1)",
+    'relay(steps=980, leg=100, loss="mifpe", restarts=2, max_margin=0.08)',
+)
+_BEFORE_CLOSE_L2 = (
+    'apgd(steps=20, loss="mifpe")',
+    'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
+    "brendelbethge(steps=360, walks=12, last=0.3)",
+    'acg(steps=50, loss="mifpe", restarts=2, max_margin=0.1)',
+    "relay(steps=400, leg=80, p=0.3, max_margin=0.05)",
+)
 EARLIER: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
-    ("standard", 5): {"other": _BEFORE_BAB},
-    ("thorough", 6): {"other": (*_BEFORE_BAB, *_THOROUGH)},
+    (name, version): {"other": own, "l2": l2}
+    for name, version, own, l2 in (
+        ("standard", 5, _BEFORE_BAB, _BEFORE_CLOSE_L2),
+        ("standard", 6, _BEFORE_CLOSE, _BEFORE_CLOSE_L2),
+        ("thorough", 6, (*_BEFORE_BAB, *_THOROUGH), (*_BEFORE_CLOSE_L2, *_THOROUGH_L2)),
+        (
+            "thorough",
+            7,
+            (*_BEFORE_CLOSE, *_THOROUGH, "bab(restarts=3, max_margin=0.15)"),
+            (*_BEFORE_CLOSE_L2, *_THOROUGH_L2),
+        ),
+    )
 }
 
 

@@ -392,12 +392,14 @@ def without_relations(manifest: Manifest) -> str:
 
 def leaves_out(manifest: Manifest) -> str:
     """Which inputs some trials do not attack; empty where each attacks all that are left."""
-    if not any("max_margin=" in trial.spec for trial in manifest.trials):
-        return ""
-    return (
-        "With max_margin=r a trial attacks only inputs that were close to being broken: a trial "
-        "before it had brought the margin down to at most r times that of the clean input."
-    )
+    said = {
+        "max_margin=": "With max_margin=r a trial attacks only inputs that were close to being "
+        "broken: a trial before it had brought the margin down to at most r times that of the "
+        "clean input.",
+        "unless=": "With unless='name' it leaves those that the attack of that name has searched.",
+    }
+    specs = [trial.spec for trial in manifest.trials]
+    return " ".join(text for option, text in said.items() if any(option in s for s in specs))
 
 
 def remaining(manifest: Manifest) -> str:

@@ -23,6 +23,8 @@ MOST = 1 << 14  # activations of a network that it follows
 MOMENTUM = 0.75  # what is kept of the last direction
 FAR, SHORT, CLOSE = 0.3, 0.1, 0.15  # first strides: of the way to a corner, of eps, of a radius
 BOUNDED = 0.4  # radii, in eps, from which intervals are worth CROWN's passes
+LOOK = 6  # descents after which `close` counts
+GOES_ON = 0.15  # the share of rows that then go on, as measured with close=0.025
 RADII = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 10, 1 / 15)  # of balls around points, in eps
 
 
@@ -42,6 +44,7 @@ class Descents(NamedTuple):
     starts: Tensor  # of the descents of this round, [n, parts, *shape]
     points: Tensor  # the best points, as many
     values: Tensor  # how far the aim is from winning there, [n, parts]; above 0: it won
+    clean: Tensor  # the same at x, [n]
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,22 @@ class BaB(Attack):
 
     steps: int = option(2880, "gradient steps of all descents")
     parts: int = option(48, "parts of the ball, in each of which a descent begins", at_least=6)
+    close: float = option(
+        1.0,
+        f"after {LOOK} descents, go on with rows whose lowest margin is at most this share of the "
+        "clean one",
+        above=0,
+        at_most=1,
+    )
 
     @property
     def warm(self) -> bool:
         return True
+
+    @property
+    def expected_passes(self) -> float:
+        look = LOOK * self._unit if self.close < 1 else self.steps
+        return 2 * (look + GOES_ON * (self.steps - look)) + 1
 
     def check_target(self, target: Target, threat: Threat) -> None:
         try:
@@ -95,7 +110,7 @@ class BaB(Attack):
             _fit(p.graph)
         except InputError:
             p.stop_asking(p.live)
-            return Descents(d, d, aim, points, points, values)
+            return Descents(d, d, aim, points, points, values, values[:, 0])
         z, starts = p.scores(d), points.clone()
         proved = torch.zeros_like(p.live)
         for row in range(len(d)):
@@ -112,10 +127,15 @@ class BaB(Attack):
             proved[row] = not len(low)
         values[:, 0] = _gap(z, p.y, None, aim)
         p.stop_asking(proved)
-        return Descents(d, d, aim, starts, points, values)
+        clean = values[:, 0]
+        if self.close < 1:
+            clean = _gap(p.scores(torch.zeros_like(d)), p.y, None, aim)
+        return Descents(d, d, aim, starts, points, values, clean)
 
     def step(self, p: Problem, s: Descents, t: int) -> Descents:
         turn, descent, of, steps = self._place(t)
+        if self.close < 1 and t == LOOK * self._unit:
+            p.stop_asking(s.values.amax(1) < self.close * s.clean)
         if not of:
             s = self._begun(p, s, self.rounds[turn]) if turn and not descent else s
             s = s._replace(d=s.starts[:, descent], along=torch.zeros_like(s.d))
@@ -131,11 +151,15 @@ class BaB(Attack):
         d = s.d + stride * left * _reach(lo, hi) * along.sign()
         return s._replace(d=torch.minimum(torch.maximum(d, lo), hi), along=along)
 
+    @property
+    def _unit(self) -> int:
+        """Steps of a unit."""
+        return -(-self.steps // sum(one.points * one.units for one in self.rounds))
+
     def _place(self, t: int) -> tuple[int, int, int, int]:
         """The round of step t, its descent in it, its place in that, and the steps of that."""
-        unit = -(-self.steps // sum(one.points * one.units for one in self.rounds))
         for turn, one in enumerate(self.rounds):
-            steps = one.units * unit
+            steps = one.units * self._unit
             if t < one.points * steps:
                 return turn, t // steps, t % steps, steps
             t -= one.points * steps
@@ -148,7 +172,7 @@ class BaB(Attack):
         points, values = s.points[rows, order], s.values[rows, order]
         starts = points.clone()
         if turn.radius:
-            for row in range(len(points)):
+            for row in p.asking.nonzero()[:, 0].tolist():
                 best = points[row, : turn.points]
                 aims = s.aim[row].expand(len(best))
                 low = lowest(_around(p, best, row, aims, turn.radius), aims)

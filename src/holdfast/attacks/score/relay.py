@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from holdfast.attacks.attack import EVERY_LOSS, Access, Attack, Problem, option
-from holdfast.attacks.shared.random_search import begin, halved, keep_better
+from holdfast.attacks.shared.random_search import begin, better, halved, keep_better
 from holdfast.attacks.shared.square_proposals import VARIANTS, propose, start_option
+from holdfast.losses import by_margin
 
 
 class Turns(NamedTuple):
@@ -25,7 +26,8 @@ class Relay(Attack):
     Each escapes where the other is stuck: on networks with masked gradients the two together need a
     fraction of the passes of either (docs/protocols.md).
 
-    Cost: one forward a step and row, in climbs two and one backward; one forward for the start.
+    Cost: one forward a step and row, in climbs one backward, too; one forward for the start, and
+    for the end of a climb (for each of its steps where gradients are not the model's own).
     """
 
     needs = Access.GRADIENTS
@@ -46,7 +48,7 @@ class Relay(Attack):
     @property
     def expected_passes(self) -> float:
         turns, rest = divmod(self.steps, self.climb + self.leg)
-        return 1 + self.steps + 2 * (turns * self.climb + min(rest, self.climb))
+        return 1 + self.steps + turns * (self.climb + 1) + min(rest, self.climb + 1)
 
     def start(self, p: Problem) -> Turns:
         d = self.variant(p).start(p)
@@ -59,7 +61,10 @@ class Relay(Attack):
         if place >= self.climb:
             share = halved(self.p, place - self.climb, 10000)
             return keep_better(p, s, propose(self.variant(p), p, s.d, share))
-        ahead = s.ahead if place else s.d
-        _, g = p.gradient(ahead, self.loss)
+        ahead, exact = s.ahead if place else s.d, not p.target.gradients.approximate
+        value, g = p.gradient(ahead, by_margin(self.loss))
+        s = better(s, ahead, value) if exact else s
         ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))
-        return keep_better(p, s, ahead)._replace(ahead=ahead)
+        if not exact or place == self.climb - 1 or t == self.steps - 1:
+            s = keep_better(p, s, ahead)
+        return s._replace(ahead=ahead)

@@ -28,7 +28,11 @@ def keep_better(p: Problem, s: Any, d: Tensor) -> Any:
 
     One forward a row. The state is a named tuple with the fields of `Best`.
     """
-    value = p.value(d, "margin")
+    return better(s, d, p.value(d, "margin"))
+
+
+def better(s: Any, d: Tensor, value: Tensor) -> Any:
+    """The same where the margin at d is known."""
     up = value > s.value
     return s._replace(d=torch.where(wide(up, d), d, s.d), value=torch.where(up, value, s.value))
 
