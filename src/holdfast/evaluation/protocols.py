@@ -108,7 +108,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         8,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (*_STANDARD, "bab(restarts=3, close=0.05, max_margin=0.15)", *_THOROUGH),
+            "other": (*_STANDARD, *_THOROUGH, "bab(restarts=3, close=0.1, max_margin=0.15)"),
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
