@@ -509,6 +509,8 @@ def test_rows_that_an_attack_has_searched_are_left() -> None:
     first, second, third = measure(attacks=attacks).manifest.trials
     assert 0 < second.attacked < first.attacked
     assert third.attacked == first.attacked - first.broken - second.attacked
+    again = measure(attacks=["pgd(steps=3)", "acg(steps=2, restarts=2, unless='acg')"])
+    assert again.manifest.trials[1].restarts[1].attacked > 0  # its own restarts are not earlier
     alone = measure(attacks=["pgd(steps=3)", "acg(steps=2, unless='square')"]).manifest.trials
     assert alone[1].attacked == alone[0].attacked - alone[0].broken
 
@@ -541,6 +543,7 @@ def test_the_cost_is_estimated_before_the_start() -> None:
     for attacks in (
         ["pgd(steps=20)"],
         ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, max_margin=0.6)"],
+        ["square(steps=40)", "acg(steps=100, unless='square')"],
     ):
         run = measure(attacks=attacks, on_estimate=messages.append)
         right = sum(s != "wrong" for s in statuses(run))

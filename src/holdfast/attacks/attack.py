@@ -420,8 +420,8 @@ def _kinds() -> list[type[Attack]]:
 
 
 def attack_names() -> list[str]:
-    """Of every attack, as `Attack.name` says it."""
-    return sorted(kind.__name__.lower() for kind in _kinds())
+    """Of every attack, and of its variants."""
+    return sorted(name for kind in _kinds() for name in (kind.__name__.lower(), *kind.also))
 
 
 def _noise_of(attack: Attack) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, attack_names
@@ -69,9 +71,10 @@ class Trial:
             )
 
     @property
-    def attack_name(self) -> str:
-        """What `unless` calls the attack, and all its variants."""
-        return type(self.attack).__name__.lower()
+    def names(self) -> set[str]:
+        """What `unless` may call the attack: its name, or that of a variant."""
+        kind = type(self.attack)
+        return {kind.__name__.lower(), *kind.also}
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run of this trial."""
@@ -97,6 +100,16 @@ class Trial:
 
     def __repr__(self) -> str:
         return self.write()
+
+
+def asked_before(
+    trials: Sequence[Trial], number: int, asked: Mapping[int, Tensor]
+) -> Iterator[Tensor]:
+    """Which rows a trial leaves, since the attack that its `unless` names asked about them in an
+    earlier one: of each such trial, from what each `asked` about ([n] bool, by number)."""
+    for earlier, rows in asked.items():
+        if earlier < number and trials[number].unless in trials[earlier].names:
+            yield rows
 
 
 @functools.cache

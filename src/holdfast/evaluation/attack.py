@@ -16,7 +16,7 @@ from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
-from holdfast.attacks.trial import Trial
+from holdfast.attacks.trial import Trial, asked_before
 from holdfast.data.arrays import is_frame, like
 from holdfast.data.columns import frame
 from holdfast.data.features import of_frame
@@ -235,15 +235,16 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x) | nothing_to_lose(target, batch)
     right = ((clean.label == y) & ~skipped).cpu()
     margin, lowest = _margin(target, clean, y), size.clone()
-    searched: dict[str, Tensor] = {}
-    units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
-    for trial, restart, rank in units:
+    searched: dict[int, Tensor] = {}
+    units = [(i, *unit) for i, trial in enumerate(trials) for unit in trial.units(target.task.k)]
+    for number, restart, rank in units:
+        trial = trials[number]
         open_ = right.clone()
         if threat.bounded:
             open_ &= ~target.task.settled(size.isfinite(), lowest)
         open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
-        if trial.unless in searched:
-            open_ &= ~searched[trial.unless]
+        for asked in asked_before(trials, number, searched):
+            open_ &= ~asked
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
@@ -269,8 +270,8 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         best[left[better]] = found.best[better.to(best.device)]
         size[left[better]] = smallest[better]
         lowest[left] = torch.minimum(lowest[left], reached)
-        by = searched.setdefault(trial.attack_name, torch.zeros_like(right))
-        by[left] |= found.forwards.cpu() > 0
+        asked = searched.setdefault(number, torch.zeros_like(right))
+        asked[left] |= found.forwards.cpu() > 0
         for name, column in cost.items():
             column[left] += getattr(found, name).cpu()
     return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}

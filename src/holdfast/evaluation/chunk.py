@@ -20,7 +20,7 @@ from torch import Tensor
 from holdfast.attacks.attack import run
 from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
 from holdfast.attacks.result import Outcome
-from holdfast.attacks.trial import Trial
+from holdfast.attacks.trial import Trial, asked_before
 from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
@@ -190,8 +190,8 @@ class ChunkState:
     missed: set[float] = field(
         default_factory=set
     )  # eps at which time ran out before every unit was run
-    # [n] bool: which rows an attack of this name has asked about at the eps that is now searched
-    searched: dict[str, Tensor] = field(default_factory=dict)
+    # [n] bool: which rows each trial has asked about at the eps that is now searched
+    searched: dict[int, Tensor] = field(default_factory=dict)
     reached: int = 0  # the first row for which there was no time for the first unit
 
     @property
@@ -229,10 +229,8 @@ class ChunkState:
         self.best[rows[kept]] = new["best"][stored[kept]]
         self.size[rows[better]] = new["size"][better]
         self.lowest[rows] = torch.minimum(self.lowest[rows], new["margin"])
-        by = self.searched.setdefault(
-            settings.trials[unit.trial].attack_name, torch.zeros_like(self.asked)
-        )
-        by[rows] |= new["forwards"] > 0
+        searched = self.searched.setdefault(unit.trial, torch.zeros_like(self.asked))
+        searched[rows] |= new["forwards"] > 0
         fresh = ~before & (self.size[rows] <= limit)
         if unit.eps == own:
             self.broken_by[rows[fresh]] = unit.trial
@@ -299,8 +297,8 @@ def search(
         if trial.max_margin < 1:
             # without scores there are no margins, and no row is left out
             open_ &= ~(state.lowest > trial.max_margin * clean)
-        if trial.unless in state.searched:
-            open_ &= ~state.searched[trial.unless]
+        for searched in asked_before(settings.trials, unit.trial, state.searched):
+            open_ &= ~searched
         left = open_.nonzero()[:, 0]
         place, part = f"{name}-{number:04d}", (number / len(units), 1 / len(units))
         together = settings.together(units, number, batch.x.shape[1:])

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 
 from holdfast.attacks.attack import run
-from holdfast.attacks.trial import Trial
+from holdfast.attacks.trial import Trial, asked_before
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
@@ -142,7 +142,7 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
     size = torch.full((m,), torch.inf, dtype=torch.float64)
     own, larger = settings.measured[0], dict(pairwise(sorted(settings.measured)))
     left = torch.zeros(m)
-    eps, begun, searched = math.nan, False, dict[str, torch.Tensor]()
+    eps, begun, searched = math.nan, False, dict[int, torch.Tensor]()
     for unit in settings.units():
         trial = settings.trials[unit.trial]
         if unit.eps != eps:
@@ -154,12 +154,14 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
         weight = bill.n * rows.share / m
         if begun or trial is not first or not bill.lasts(price.seconds(m, 1)):
             taken = live & ~(left > trial.max_margin)
-            taken &= ~searched.get(trial.unless, torch.zeros_like(taken))
+            for asked in asked_before(settings.trials, unit.trial, searched):
+                taken &= ~asked
             bill.add(price, weight * float(taken.sum()))
             if price.passes:
-                searched[trial.attack_name] = taken
+                searched[unit.trial] = taken | searched.get(unit.trial, False)
             continue
         at, begun = live.nonzero()[:, 0], True
+        searched[unit.trial] = live
         if not len(at):
             continue
         part = rows.part(at)

@@ -24,7 +24,7 @@ MOMENTUM = 0.75  # what is kept of the last direction
 FAR, SHORT, CLOSE = 0.3, 0.1, 0.15  # first strides: of the way to a corner, of eps, of a radius
 BOUNDED = 0.4  # radii, in eps, from which intervals are worth CROWN's passes
 LOOK = 6  # descents after which `close` counts
-GOES_ON = 0.15  # the share of rows that then go on, as measured with close=0.025
+GOES_ON = 6  # times `close`, the share of rows that then go on, as measured with 0.025
 RADII = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 10, 1 / 15)  # of balls around points, in eps
 
 
@@ -61,8 +61,8 @@ class BaB(Attack):
     It needs a network that `certify` can follow, of at most 16,384 activations. In a protocol it
     does nothing for another.
 
-    Cost: one forward and one backward a step and row, and one forward for the start; the bounds ask
-    the model nothing, but take about as long.
+    Cost: one forward and one backward a step and row, and one forward for the start, with `close`
+    one more at x; the bounds ask the model nothing, but take about as long.
     Differs from the paper: gradients of the bounds choose no activations; the search within balls
     takes the place of the one that fixes most signs.
     """
@@ -88,7 +88,7 @@ class BaB(Attack):
     @property
     def expected_passes(self) -> float:
         look = LOOK * self._unit if self.close < 1 else self.steps
-        return 2 * (look + GOES_ON * (self.steps - look)) + 1
+        return 2 * (look + min(GOES_ON * self.close, 1) * (self.steps - look)) + 1
 
     def check_target(self, target: Target, threat: Threat) -> None:
         try:

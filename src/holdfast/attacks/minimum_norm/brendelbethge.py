@@ -66,7 +66,7 @@ class BrendelBethge(Attack):
 
     @property
     def expected_passes(self) -> float:
-        share = 0.4 if self.close else 1  # of the walks, as measured with close=1
+        share = min(0.4 * self.close, 1) if self.close else 1  # as measured with close=1
         return share * (2 * self.steps + 6 * (self.walks - 1)) + 1
 
     def start(self, p: Problem) -> BoundaryPoint:

@@ -61,7 +61,9 @@ class Relay(Attack):
         if place >= self.climb:
             share = halved(self.p, place - self.climb, 10000)
             return keep_better(p, s, propose(self.variant(p), p, s.d, share))
-        ahead, exact = s.ahead if place else s.d, not p.target.gradients.approximate
+        ahead = s.ahead if place else s.d
+        # else a gradient is of another model, or far dearer than a question
+        exact = not (p.target.gradients.approximate or p.target.cost.pullback)
         value, g = p.gradient(ahead, by_margin(self.loss))
         s = better(s, ahead, value) if exact else s
         ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))
