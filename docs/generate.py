@@ -113,7 +113,7 @@ def attacks() -> str:
         "does.\n\nAny attack takes `restarts=N` and `targets=N` (the N best other classes, one "
         "after the other), where it has noise and a goal: `pgd(steps=100, restarts=5)`. In a list "
         "of several, `max_margin=0.3` leaves rows whose lowest margin so far is above that share "
-        'the clean one, and `unless="bab"` rows that an earlier trial of that attack has '
+        'of the clean one, and `unless="bab"` rows that an earlier trial of that attack has '
         "searched.\n\n"
         f"| attack | needs | norms | use it when |\n|---|---|---|---|\n{chosen}\n"
     ]
