@@ -18,7 +18,7 @@ from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.evaluation.shards import is_store, shards_of
 from holdfast.runs import store
-from holdfast.runs.journal import left_as_found, refuse_taken
+from holdfast.runs.journal import as_asked, left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
 from holdfast.runs.metrics import narrow
 from holdfast.runs.remote import mirrored
@@ -95,7 +95,7 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
     asked = question(first) | {"rows": ""}
     for manifest, shard in manifests[1:]:
         for key, value in (question(manifest) | {"rows": ""}).items():
-            if value != asked[key]:
+            if as_asked(value) != as_asked(asked[key]):
                 raise InputError(
                     f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has "
                     f"{asked[key]}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -193,6 +194,11 @@ def run_folder(out: Path | str | None) -> Iterator[Path]:
         raise
 
 
+def as_asked(text: str | None) -> str | None:
+    """What was asked, without a protocol's version: a new one may have the same trials here."""
+    return text and re.sub(r"^(\S+) version \d+:", r"\1:", text)
+
+
 def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuse to go on with a run that was made from something else.
 
@@ -207,7 +213,7 @@ def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str])
             "choose another --out."
         )
     for key in [*was, *(k for k in now if k not in was)]:
-        if was.get(key) != now.get(key):
+        if as_asked(was.get(key)) != as_asked(now.get(key)):
             raise InputError(
                 f"cannot resume {folder}: it was made with {key} {was.get(key)} and this command "
                 f"says {now.get(key)}. Use the same {key}, or choose another --out."
