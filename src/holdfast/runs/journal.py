@@ -194,9 +194,9 @@ def run_folder(out: Path | str | None) -> Iterator[Path]:
         raise
 
 
-def as_asked(text: str | None) -> str | None:
+def as_asked(said: object) -> object:
     """What was asked, without a protocol's version: a new one may have the same trials here."""
-    return text and re.sub(r"^(\S+) version \d+:", r"\1:", text)
+    return re.sub(r"^(\S+) version \d+:", r"\1:", said) if isinstance(said, str) else said
 
 
 def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
