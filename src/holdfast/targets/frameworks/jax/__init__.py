@@ -19,9 +19,9 @@ ARRAYS = ("jax", "jaxlib")
 class JaxModel(Adapter):
     """A function from a jax array [n, *shape] to scores.
 
-    Compiled for numbers of rows that are powers of two, the last rows repeated to fill them: a
-    search asks about ever fewer rows, and each new number would be compiled anew. The pullback
-    keeps what the forward left behind.
+    Compiled for at most eight numbers of rows between one power of two and the next, the last row
+    repeated to fill them: a search asks about ever fewer rows, and each new number would be
+    compiled anew. The pullback keeps what the forward left behind.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class JaxModel(Adapter):
         )
 
     def _in(self, x: Tensor) -> Any:
-        n = 1 << max(len(x) - 1, 0).bit_length()
-        if n > len(x):
-            x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
+        step = max((1 << (len(x) - 1).bit_length()) // 16, 1)
+        if missing := -len(x) % step:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
         return x.detach().contiguous().numpy()
 
 
