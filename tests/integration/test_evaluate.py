@@ -255,6 +255,9 @@ def test_rounds_say_what_one_more_would_break() -> None:
     assert alone.metrics.survivors is None
     # FMN draws nothing
     assert still.metrics.survivors == survivors(still.manifest.trials[0].restarts[0])
+    # one more relay would start at another point than the last one
+    warm = measure(attacks=["pgd(steps=2)", 'relay(steps=3, start_at="best", restarts=2)'])
+    assert warm.metrics.survivors == survivors(warm.manifest.trials[0].restarts[0])
 
 
 def test_a_shard_mixes_in_the_same_images() -> None:

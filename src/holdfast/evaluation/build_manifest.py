@@ -200,19 +200,21 @@ def _curve(eps: float, own: Metrics, apart: Sequence[Manifest]) -> list[CurvePoi
 
 
 def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:
-    """The last one that drew noise: without it another would repeat this one. None where nothing
-    went before it."""
-    drawn = [r for t in trials if _draws(t.spec) for r in t.restarts]
+    """The last one that drew noise, without which another would repeat it, and that did not start
+    at the best point, from which the next one would start elsewhere. None where nothing went before
+    it."""
+    drawn = [r for t in trials if _starts_afresh(t.spec) for r in t.restarts]
     return drawn[-1] if drawn and len([r for t in trials for r in t.restarts]) > 1 else None
 
 
-def _draws(text: str) -> bool:
-    """Whether an attack draws noise. Of the caller's own the text says nothing, and it counts as
-    one that does not."""
+def _starts_afresh(text: str) -> bool:
+    """Whether each restart of an attack draws noise, and starts at no point that an earlier one
+    found. Of the caller's own the text says nothing, and it counts as one that draws none."""
     try:
-        return parse_trial(text).attack.random
+        attack = parse_trial(text).attack
     except SpecError:
         return False
+    return attack.random and getattr(attack, "start_at", "") != "best"
 
 
 def add(a: Costs, b: Costs) -> Costs:
