@@ -194,3 +194,21 @@ def test_a_poisoned_row_leaves_its_neighbours_alone(
     clean, dirty = target.scores(x), target.scores(bad)
     assert torch.equal(clean[others], dirty[others])
     assert not torch.equal(clean[3], dirty[3])
+
+
+def test_a_jax_function_is_compiled_for_few_numbers_of_rows() -> None:
+    """And asked about at most an eighth more rows than there are."""
+    need("jax")
+    compiled: set[int] = set()
+
+    def double(x: Any) -> Any:
+        compiled.add(len(x))
+        return x * 2
+
+    target = wrap(double, framework="jax", shape=(3,))
+    x = torch.rand(128, 3)
+    for n in range(1, 129):
+        before = set(compiled)
+        assert torch.equal(target.scores(x[:n]), x[:n] * 2)
+        assert all(n <= rows <= 9 / 8 * n for rows in compiled - before)
+    assert len(compiled) == 16 + 3 * 8

@@ -249,15 +249,32 @@ def test_rounds_say_what_one_more_would_break() -> None:
     assert more.restarts[2].broken <= two.metrics.survivors.high
     alone, still = (
         measure(attacks=["pgd(steps=2)"]),
-        measure(attacks=["pgd(steps=2)", "fmn(steps=3)"]),
+        measure(attacks=["pgd(steps=2)", "fmn(steps=3, max_margin=0.001)"]),
     )
     # nothing says how the rows that a first round leaves differ from the others
     assert alone.metrics.survivors is None
-    # FMN draws nothing
+    # FMN draws nothing, and here it breaks nothing
     assert still.metrics.survivors == survivors(still.manifest.trials[0].restarts[0])
     # one more relay would start at another point than the last one
-    warm = measure(attacks=["pgd(steps=2)", 'relay(steps=3, start_at="best", restarts=2)'])
-    assert warm.metrics.survivors == survivors(warm.manifest.trials[0].restarts[0])
+    warm = ["pgd(steps=2)", 'relay(steps=1, climb=1, step_size=0.001, start_at="best")']
+    left = measure(attacks=warm)
+    assert [t.broken for t in left.manifest.trials][1] == 0
+    assert left.metrics.survivors == survivors(left.manifest.trials[0].restarts[0])
+    # nobody knows whether a restart would have left the rows that a later attack breaks
+    later = measure(attacks=["pgd(steps=1)", 'relay(steps=30, start_at="best")'])
+    assert later.manifest.trials[1].broken > 0
+    assert later.metrics.survivors is None
+
+
+def test_an_estimate_as_earlier_versions_made_it_is_confirmed(tmp_path: Path) -> None:
+    relay = 'relay(steps=1, climb=1, step_size=0.001, start_at="best")'
+    run = measure(out=tmp_path / "run", attacks=["pgd(steps=2)", relay])
+    (last,) = run.manifest.trials[1].restarts
+    for restart, confirmed in ((last, True), (last.model_copy(update={"broken": 1}), False)):
+        metrics = run.manifest.metrics.model_copy(update={"survivors": survivors(restart)})
+        store.write_manifest(run.folder, run.manifest.model_copy(update={"metrics": metrics}))
+        found = verify(run.folder, holdfast.wrap(demo_model()), open_data_arrays())
+        assert (found == []) == confirmed
 
 
 def test_a_shard_mixes_in_the_same_images() -> None:

@@ -31,6 +31,7 @@ from holdfast.runs.manifest import (
     Manifest,
     Metrics,
     Restart,
+    Survivors,
     TrialInfo,
 )
 from holdfast.runs.metrics import (
@@ -122,10 +123,7 @@ def build_manifest(
         model.task,
         data.objects,
     )
-    # where eps is inf, every round takes all rows, and none is left
-    last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
-    if last is not None:
-        metrics.survivors = survivors(last)
+    metrics.survivors = another_restart(facts.threat.eps, trials)
     if facts.threat.apart:
         metrics.curve = _curve(facts.threat.eps, metrics, apart)
     if facts.threat.table is not None:
@@ -199,22 +197,34 @@ def _curve(eps: float, own: Metrics, apart: Sequence[Manifest]) -> list[CurvePoi
     return points
 
 
-def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:
-    """The last one that drew noise, without which another would repeat it, and that did not start
-    at the best point, from which the next one would start elsewhere. None where nothing went before
-    it."""
-    drawn = [r for t in trials if _starts_afresh(t.spec) for r in t.restarts]
-    return drawn[-1] if drawn and len([r for t in trials for r in t.restarts]) > 1 else None
+def another_restart(
+    eps: float, trials: Sequence[TrialInfo], *, as_before: bool = False
+) -> Survivors | None:
+    """What one more restart would break, from the last that drew noise, without which another would
+    repeat it, and that started at no point known before, where another would start elsewhere.
+
+    None where nothing went before it, where a later restart broke rows, of which nobody knows
+    whether it left them, and where eps is inf: there every restart takes all rows. `as_before`: as
+    earlier versions had it, from the last that drew noise.
+    """
+    rounds = [(r, t.spec) for t in trials if t.eps == eps < np.inf for r in t.restarts]
+    alike = [i for i, (_, spec) in enumerate(rounds) if _draws(spec, warm=as_before)]
+    if not alike or len(rounds) == 1:
+        return None
+    last = alike[-1]
+    if not as_before and any(later.broken for later, _ in rounds[last + 1 :]):
+        return None
+    return survivors(rounds[last][0])
 
 
-def _starts_afresh(text: str) -> bool:
-    """Whether each restart of an attack draws noise, and starts at no point that an earlier one
-    found. Of the caller's own the text says nothing, and it counts as one that draws none."""
+def _draws(text: str, *, warm: bool) -> bool:
+    """Whether an attack draws noise; without `warm`, only where it starts at no point known before.
+    Of the caller's own the text says nothing, and it counts as one that draws none."""
     try:
         attack = parse_trial(text).attack
     except SpecError:
         return False
-    return attack.random and getattr(attack, "start_at", "") != "best"
+    return attack.random and (warm or not attack.warm)
 
 
 def add(a: Costs, b: Costs) -> Costs:

@@ -31,12 +31,12 @@ _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, max_margin=0.3)',
     'relay(steps=40, leg=20, p=0.2, loss="mifpe")',
-    'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.3)',
+    'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.25)',
     'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.15)',
     "bab(close=0.025, max_margin=0.1)",
-    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.15, unless="bab")',
-    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.1, unless="bab")',
-    'relay(steps=4200, max_margin=0.08, unless="bab")',
+    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.2, unless="bab")',
+    'relay(steps=500, leg=200, p=0.02, start_at="best", restarts=4, max_margin=0.1, unless="bab")',
+    'relay(steps=1000, p=0.02, start_at="best", restarts=3, max_margin=0.06, unless="bab")',
 )
 _QUICK = (
     'apgd(steps=20, loss="mifpe")',
@@ -57,11 +57,19 @@ _STANDARD_L1 = (
     "fmn(steps=100, max_margin=0.7)",
     "square(steps=500, max_margin=0.6)",
 )
-_THOROUGH = (
+_SQUARE_AND_RELAYS = (
     "square(steps=5000, max_margin=0.5)",
     'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=4, max_margin=0.2)',
     "relay(steps=8400, max_margin=0.15)",
     "relay(steps=8400, step_size=0.1, max_margin=0.08)",
+)
+_THOROUGH = (
+    'relay(steps=500, leg=100, p=0.1, loss="mifpe", restarts=6, max_margin=0.5, unless="bab")',
+    'relay(steps=1000, p=0.02, start_at="best", restarts=4, max_margin=0.2, unless="bab")',
+    'relay(steps=2000, restarts=4, max_margin=0.2, unless="bab")',
+    'relay(steps=2000, p=0.02, start_at="best", restarts=4, max_margin=0.12, unless="bab")',
+    "square(steps=5000, max_margin=0.15)",
+    "bab(restarts=3, close=0.1, max_margin=0.15)",
 )
 _THOROUGH_L2 = (
     "fab(steps=40, targets=3)",
@@ -91,7 +99,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        7,
+        8,
         (
             "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
             "brings close to being broken"
@@ -105,12 +113,12 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "thorough": (
-        8,
+        9,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (*_STANDARD, *_THOROUGH, "bab(restarts=3, close=0.1, max_margin=0.15)"),
+            "other": (*_STANDARD, *_THOROUGH),
             "l2": (*_STANDARD_L2, *_THOROUGH_L2),
-            "l1": (*_STANDARD_L1, *_THOROUGH),
+            "l1": (*_STANDARD_L1, *_SQUARE_AND_RELAYS),
             "l0": _SPARSE,
             "l0 by pixel": (*_PIXELS, "fmn(steps=300)", "sparsers(steps=10000, restarts=3)"),
         },
@@ -184,17 +192,33 @@ _QUICK_BEFORE = (
     'acg(steps=40, loss="mifpe", restarts=3, max_margin=0.08)',
     'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.08)',
 )
+_BEFORE_BEST = (
+    *_STANDARD[:3],
+    'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.3)',
+    *_STANDARD[4:6],
+    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.15, unless="bab")',
+    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.1, unless="bab")',
+    'relay(steps=4200, max_margin=0.08, unless="bab")',
+)
 EARLIER: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
     ("quick", 3): {"linf": _QUICK_BEFORE},
     ("standard", 5): {"other": _BEFORE_BAB, "l2": _BEFORE_CLOSE_L2},
     ("standard", 6): {"other": _BEFORE_CLOSE, "l2": _BEFORE_CLOSE_L2},
+    ("standard", 7): {"other": _BEFORE_BEST},
     ("thorough", 6): {
-        "other": (*_BEFORE_BAB, *_THOROUGH),
+        "other": (*_BEFORE_BAB, *_SQUARE_AND_RELAYS),
         "l2": (*_BEFORE_CLOSE_L2, *_THOROUGH_L2),
     },
     ("thorough", 7): {
-        "other": (*_BEFORE_CLOSE, *_THOROUGH, "bab(restarts=3, max_margin=0.15)"),
+        "other": (*_BEFORE_CLOSE, *_SQUARE_AND_RELAYS, "bab(restarts=3, max_margin=0.15)"),
         "l2": (*_BEFORE_CLOSE_L2, *_THOROUGH_L2),
+    },
+    ("thorough", 8): {
+        "other": (
+            *_BEFORE_BEST,
+            *_SQUARE_AND_RELAYS,
+            "bab(restarts=3, close=0.1, max_margin=0.15)",
+        ),
     },
 }
 

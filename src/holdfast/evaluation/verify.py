@@ -24,7 +24,12 @@ from holdfast.data.laid import laid_as
 from holdfast.data.part import in_random_order
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import build_manifest, looked_at, runs_apart
+from holdfast.evaluation.build_manifest import (
+    another_restart,
+    build_manifest,
+    looked_at,
+    runs_apart,
+)
 from holdfast.evaluation.certificates import Certifier
 from holdfast.evaluation.claims import claims, claims_apart, some, threat_of
 from holdfast.evaluation.judge import PASSES
@@ -283,8 +288,12 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
     again = build_manifest(folder, facts, table, manifest.trials)
-    if manifest.metrics.binary is None:  # of an earlier version
+    # of an earlier version
+    if manifest.metrics.binary is None:
         again.metrics.binary = None
+    before = another_restart(manifest.threat.eps, manifest.trials, as_before=True)
+    if manifest.metrics.survivors == before:
+        again.metrics.survivors = before
     apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
         said, found = (

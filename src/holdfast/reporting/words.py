@@ -403,8 +403,7 @@ def leaves_out(manifest: Manifest) -> str:
 
 
 def remaining(manifest: Manifest) -> str:
-    """What one more restart of the last random attack that starts afresh would break; empty where
-    nothing tells."""
+    """What one more restart of the last random attack would break; empty where nothing tells."""
     left = manifest.metrics.survivors
     if left is None or left.attacked <= left.broken:
         return ""
@@ -412,7 +411,7 @@ def remaining(manifest: Manifest) -> str:
     about = round(left.expected or 0)
     expected = f"about {_inputs(about)} more, and " if about else ""
     return (
-        "If the last random attack that starts afresh ran once more, it would break "
+        "If the last random attack ran once more, it would break "
         f"{expected}at most {_inputs(most)}{'' if about else ' more'} (95 % confidence)."
     )
 
