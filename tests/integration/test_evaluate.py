@@ -29,7 +29,7 @@ from holdfast.evaluation import judge
 from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.runs import store
+from holdfast.runs import journal, store
 from holdfast.runs.manifest import Facts
 from holdfast.runs.metrics import survivors
 from holdfast.runs.run import Run
@@ -185,6 +185,15 @@ def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_p
 def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named: str) -> None:
     with pytest.raises(InputError, match=f"cannot resume.*made with {named}"):
         measure(**({"out": whole.folder, "epsilons": (0.04,), "resume": True} | change))
+
+
+def test_resume_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
+    begun = {"protocol": "standard version 7: pgd(steps=3)"}
+    journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=3)"})
+    with pytest.raises(InputError, match=r"begun with standard version 7, .* has version 8, whose"):
+        journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=4)"})
+    with pytest.raises(InputError, match="made with protocol standard version 7"):
+        journal.refuse_changes(tmp_path, begun, {"protocol": "quick version 4: pgd(steps=4)"})
 
 
 def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:

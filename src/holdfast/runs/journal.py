@@ -194,9 +194,12 @@ def run_folder(out: Path | str | None) -> Iterator[Path]:
         raise
 
 
+_VERSION = re.compile(r"^(\S+) version (\d+):")
+
+
 def as_asked(said: object) -> object:
     """What was asked, without a protocol's version: a new one may have the same trials here."""
-    return re.sub(r"^(\S+) version \d+:", r"\1:", said) if isinstance(said, str) else said
+    return _VERSION.sub(r"\1:", said) if isinstance(said, str) else said
 
 
 def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -214,6 +217,13 @@ def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str])
         )
     for key in [*was, *(k for k in now if k not in was)]:
         if as_asked(was.get(key)) != as_asked(now.get(key)):
+            begun, today = (_VERSION.match(str(said.get(key))) for said in (was, now))
+            if begun and today and begun[1] == today[1] and begun[2] != today[2]:
+                raise InputError(
+                    f"cannot resume {folder}: it was begun with {begun[1]} version {begun[2]}, and "
+                    f"this Holdfast has version {today[2]}, whose attacks differ. Finish it with "
+                    "the Holdfast that began it, or choose another --out."
+                )
             raise InputError(
                 f"cannot resume {folder}: it was made with {key} {was.get(key)} and this command "
                 f"says {now.get(key)}. Use the same {key}, or choose another --out."
