@@ -190,7 +190,7 @@ def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named
 def test_resume_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
     begun = {"protocol": "standard version 7: pgd(steps=3)"}
     journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=3)"})
-    with pytest.raises(InputError, match=r"begun with standard version 7, .* has version 8, whose"):
+    with pytest.raises(InputError, match=r"begun with standard version 7, .* standard version 8"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=4)"})
     with pytest.raises(InputError, match="made with protocol standard version 7"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "quick version 4: pgd(steps=4)"})
@@ -476,6 +476,19 @@ def test_merge_refuses_a_shard_that_was_changed(whole: Run, tmp_path: Path) -> N
     store.write_samples(folder, whole.samples.slice(1))
     with pytest.raises(InputError, match="was changed after its run"):
         merge([folder], tmp_path / "merged")
+
+
+def test_merge_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("new", "old")]
+    for folder, rows in zip(folders, [(0, 20), (20, 40)], strict=True):
+        measure(out=folder, protocol="quick", attacks=[], samples=rows)
+    protocol = (before := store.read_manifest(folders[1])).protocol
+    older = protocol.model_copy(update={"version": 3, "trials": protocol.trials[1:]})
+    store.write_manifest(folders[1], before.model_copy(update={"protocol": older}))
+    said = rf"merge {folders[1]}.* with quick version 3, and {folders[0]} with quick version \d+,"
+    with pytest.raises(InputError, match=said) as refused:
+        merge(folders, tmp_path / "merged")
+    assert "apgd" not in str(refused.value)
 
 
 def test_the_query_budget_is_hard() -> None:

@@ -202,6 +202,15 @@ def as_asked(said: object) -> object:
     return _VERSION.sub(r"\1:", said) if isinstance(said, str) else said
 
 
+def versions_apart(was: object, now: object) -> tuple[str, str] | None:
+    """What two runs asked, as "name version n", where they differ in the version of one protocol;
+    else None."""
+    one, other = (_VERSION.match(str(said)) for said in (was, now))
+    if one and other and one[1] == other[1] and one[2] != other[2]:
+        return one[0][:-1], other[0][:-1]
+    return None
+
+
 def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuse to go on with a run that was made from something else.
 
@@ -217,12 +226,12 @@ def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str])
         )
     for key in [*was, *(k for k in now if k not in was)]:
         if as_asked(was.get(key)) != as_asked(now.get(key)):
-            begun, today = (_VERSION.match(str(said.get(key))) for said in (was, now))
-            if begun and today and begun[1] == today[1] and begun[2] != today[2]:
+            if (versions := versions_apart(was.get(key), now.get(key))) is not None:
+                begun, today = versions
                 raise InputError(
-                    f"cannot resume {folder}: it was begun with {begun[1]} version {begun[2]}, and "
-                    f"this Holdfast has version {today[2]}, whose attacks differ. Finish it with "
-                    "the Holdfast that began it, or choose another --out."
+                    f"cannot resume {folder}: it was begun with {begun}, and this Holdfast has "
+                    f"{today}, whose attacks differ. Finish it with the Holdfast that began it, "
+                    "or choose another --out."
                 )
             raise InputError(
                 f"cannot resume {folder}: it was made with {key} {was.get(key)} and this command "
