@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,10 +191,13 @@ def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named
 def test_resume_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
     begun = {"protocol": "standard version 7: pgd(steps=3)"}
     journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=3)"})
-    with pytest.raises(InputError, match=r"begun with standard version 7, .* standard version 8"):
+    with pytest.raises(InputError, match="with standard version 7, .* standard version 8, whose"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=4)"})
-    with pytest.raises(InputError, match="made with protocol standard version 7"):
+    with pytest.raises(InputError, match="protocol standard version 7 and .* quick version 4. Use"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "quick version 4: pgd(steps=4)"})
+    own = {"protocol": "custom version 1: pgd(steps=3)"}
+    with pytest.raises(InputError, match=r"pgd\(steps=3\) and .* pgd\(steps=4\)"):
+        journal.refuse_changes(tmp_path, own, {"protocol": "custom version 1: pgd(steps=4)"})
 
 
 def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:
@@ -478,17 +482,23 @@ def test_merge_refuses_a_shard_that_was_changed(whole: Run, tmp_path: Path) -> N
         merge([folder], tmp_path / "merged")
 
 
-def test_merge_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("new", "old")]
+@pytest.mark.parametrize("name", ["quick", "standard"])
+def test_merge_names_two_protocols_without_their_trials(tmp_path: Path, name: str) -> None:
+    folders = [tmp_path / of for of in ("new", "old")]
     for folder, rows in zip(folders, [(0, 20), (20, 40)], strict=True):
         measure(out=folder, protocol="quick", attacks=[], samples=rows)
     protocol = (before := store.read_manifest(folders[1])).protocol
-    older = protocol.model_copy(update={"version": 3, "trials": protocol.trials[1:]})
-    store.write_manifest(folders[1], before.model_copy(update={"protocol": older}))
-    said = rf"merge {folders[1]}.* with quick version 3, and {folders[0]} with quick version \d+,"
-    with pytest.raises(InputError, match=said) as refused:
-        merge(folders, tmp_path / "merged")
-    assert "apgd" not in str(refused.value)
+    other = {"name": name, "version": 3, "trials": protocol.trials[1:]}
+    protocol = protocol.model_copy(update=other)
+    store.write_manifest(folders[1], before.model_copy(update={"protocol": protocol}))
+    for order in (folders, folders[::-1]):
+        with pytest.raises(InputError, match="cannot merge .*old: its protocol is") as refused:
+            merge(order, tmp_path / "merged")
+        said = str(refused.value)
+        assert re.search(rf"is {name} version 3, and .*new has quick version \d+\.", said)
+        assert "apgd" not in said
+        assert ("run one of them again" in said) == (name == "quick")
+        assert not (tmp_path / "merged").exists()
 
 
 def test_the_query_budget_is_hard() -> None:

@@ -18,7 +18,13 @@ from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.evaluation.shards import is_store, shards_of
 from holdfast.runs import store
-from holdfast.runs.journal import as_asked, left_as_found, refuse_taken, versions_apart
+from holdfast.runs.journal import (
+    as_asked,
+    left_as_found,
+    protocols_apart,
+    refuse_taken,
+    two_versions,
+)
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
 from holdfast.runs.metrics import narrow
 from holdfast.runs.remote import mirrored
@@ -96,15 +102,15 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
     for manifest, shard in manifests[1:]:
         for key, value in (question(manifest) | {"rows": ""}).items():
             if as_asked(value) != as_asked(asked[key]):
-                if (versions := versions_apart(value, asked[key])) is not None:
-                    raise InputError(
-                        f"cannot merge {shard}: it was made with {versions[0]}, and "
-                        f"{manifests[0][1]} with {versions[1]}, whose attacks differ. Run the "
-                        "older one again."
-                    )
+                apart = protocols_apart(value, asked[key])
+                said, other = apart or (value, asked[key])
+                again = (
+                    " The attacks of the two versions differ: run one of them again, in a new "
+                    "folder, with the Holdfast that made the other."
+                )
                 raise InputError(
-                    f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has "
-                    f"{asked[key]}."
+                    f"cannot merge {shard}: its {key} is {said}, and {manifests[0][1]} has {other}."
+                    + again * two_versions(apart)
                 )
     return manifests
 

@@ -194,21 +194,24 @@ def run_folder(out: Path | str | None) -> Iterator[Path]:
         raise
 
 
-_VERSION = re.compile(r"^(\S+) version (\d+):")
+_HEAD = re.compile(r"^(?!custom )(\S+) version \d+(?=:)")  # before the trials of a protocol
 
 
 def as_asked(said: object) -> object:
     """What was asked, without a protocol's version: a new one may have the same trials here."""
-    return _VERSION.sub(r"\1:", said) if isinstance(said, str) else said
+    return _HEAD.sub(r"\1", said) if isinstance(said, str) else said
 
 
-def versions_apart(was: object, now: object) -> tuple[str, str] | None:
-    """What two runs asked, as "name version n", where they differ in the version of one protocol;
-    else None."""
-    one, other = (_VERSION.match(str(said)) for said in (was, now))
-    if one and other and one[1] == other[1] and one[2] != other[2]:
-        return one[0][:-1], other[0][:-1]
-    return None
+def protocols_apart(was: object, now: object) -> tuple[str, str] | None:
+    """What two runs asked, as `name version n` without the trials; None where these are equal, or
+    no protocols."""
+    one, other = (_HEAD.match(str(said)) for said in (was, now))
+    return (one[0], other[0]) if one and other and one[0] != other[0] else None
+
+
+def two_versions(apart: tuple[str, str] | None) -> bool:
+    """Whether protocols that are apart have one name."""
+    return apart is not None and apart[0].split()[0] == apart[1].split()[0]
 
 
 def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -226,14 +229,15 @@ def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str])
         )
     for key in [*was, *(k for k in now if k not in was)]:
         if as_asked(was.get(key)) != as_asked(now.get(key)):
-            if (versions := versions_apart(was.get(key), now.get(key))) is not None:
-                begun, today = versions
+            apart = protocols_apart(was.get(key), now.get(key))
+            begun, today = apart or (was.get(key), now.get(key))
+            if two_versions(apart):
                 raise InputError(
                     f"cannot resume {folder}: it was begun with {begun}, and this Holdfast has "
                     f"{today}, whose attacks differ. Finish it with the Holdfast that began it, "
                     "or choose another --out."
                 )
             raise InputError(
-                f"cannot resume {folder}: it was made with {key} {was.get(key)} and this command "
-                f"says {now.get(key)}. Use the same {key}, or choose another --out."
+                f"cannot resume {folder}: it was made with {key} {begun} and this command "
+                f"says {today}. Use the same {key}, or choose another --out."
             )
