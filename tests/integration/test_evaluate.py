@@ -191,9 +191,9 @@ def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named
 def test_resume_says_that_a_protocol_has_another_version(tmp_path: Path) -> None:
     begun = {"protocol": "standard version 7: pgd(steps=3)"}
     journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=3)"})
-    with pytest.raises(InputError, match="with standard version 7, .* standard version 8, whose"):
+    with pytest.raises(InputError, match=r"with standard version 7, .* standard version 8, whose"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "standard version 8: pgd(steps=4)"})
-    with pytest.raises(InputError, match="protocol standard version 7 and .* quick version 4. Use"):
+    with pytest.raises(InputError, match=r"standard version 7 and .* quick version 4\. Use"):
         journal.refuse_changes(tmp_path, begun, {"protocol": "quick version 4: pgd(steps=4)"})
     own = {"protocol": "custom version 1: pgd(steps=3)"}
     with pytest.raises(InputError, match=r"pgd\(steps=3\) and .* pgd\(steps=4\)"):
@@ -492,7 +492,7 @@ def test_merge_names_two_protocols_without_their_trials(tmp_path: Path, name: st
     protocol = protocol.model_copy(update=other)
     store.write_manifest(folders[1], before.model_copy(update={"protocol": protocol}))
     for order in (folders, folders[::-1]):
-        with pytest.raises(InputError, match="cannot merge .*old: its protocol is") as refused:
+        with pytest.raises(InputError, match=r"cannot merge .*old: its protocol is") as refused:
             merge(order, tmp_path / "merged")
         said = str(refused.value)
         assert re.search(rf"is {name} version 3, and .*new has quick version \d+\.", said)
