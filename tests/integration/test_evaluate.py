@@ -482,6 +482,17 @@ def test_merge_refuses_a_shard_that_was_changed(whole: Run, tmp_path: Path) -> N
         merge([folder], tmp_path / "merged")
 
 
+def test_records_of_an_earlier_version_with_equal_trials_serve_a_resume(tmp_path: Path) -> None:
+    begun = {"protocol": "standard version 7: pgd(steps=3)", "seed": "0"}
+    first, later, other = (journal.Journal(tmp_path) for _ in range(3))
+    first.open(begun, resume=False)
+    first.write("000", {"at": np.arange(3)})
+    later.open(begun | {"protocol": "standard version 8: pgd(steps=3)"}, resume=True)
+    assert later.find("000") is not None
+    with pytest.raises(InputError, match="cannot resume"):
+        other.open(begun | {"seed": "1"}, resume=True)
+
+
 @pytest.mark.parametrize("name", ["quick", "standard"])
 def test_merge_names_two_protocols_without_their_trials(tmp_path: Path, name: str) -> None:
     folders = [tmp_path / of for of in ("new", "old")]

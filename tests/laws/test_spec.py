@@ -217,3 +217,16 @@ def test_thorough_with_gradients_begins_with_standard() -> None:
             standard = lists["standard"].get(norm, lists["standard"].get("other"))
             assert standard is not None
             assert trials[: len(standard)] == standard, norm
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd(max_margin=0.123456789)", "pgd(max_margin=0.99999999)", "acg(restarts=1000001)"]
+)
+def test_a_trial_is_written_to_the_last_digit(text: str) -> None:
+    assert parse_trial(repr(parse_trial(text))) == parse_trial(text)
+
+
+@pytest.mark.parametrize("text", ["max_margin='0.3'", "max_margin=None", "restarts='3'"])
+def test_an_option_of_a_trial_of_another_type_is_shown_as_given(text: str) -> None:
+    with pytest.raises(SpecError, match=rf"pgd\({text}\): .* (share|whole number)"):
+        parse_trial(f"pgd({text})")

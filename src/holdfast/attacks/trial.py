@@ -86,9 +86,9 @@ class Trial:
     def write(self, *, whole: bool = False) -> str:
         usual = {"restarts": 1, "targets": 0, "max_margin": 1}
         extra = [
-            f"{name}={getattr(self, name):g}"
+            f"{name}={spec.number(value) if isinstance(value, float) else repr(value)}"
             for name in usual
-            if getattr(self, name) != usual[name]
+            if (value := getattr(self, name)) != usual[name]
         ]
         extra += [
             f"{name}={text!r}"

@@ -53,9 +53,11 @@ class Journal:
             InputError: the folder holds a run already (without `resume`), or one that asks
                 something else.
         """
-        self.question = hashlib.sha256(json.dumps(dict(question)).encode()).hexdigest()
         note = "journal/question.json"
         begin(self.folder.parent, note, question, "an unfinished run", resume=resume)
+        # as it was asked at first: an earlier version of a protocol with the same trials fits
+        said = json.dumps(read_json(self.folder.parent / note))
+        self.question = hashlib.sha256(said.encode()).hexdigest()
 
     def find(self, name: str) -> Record | None:
         """The record of this name; None where there is none that fits."""
