@@ -104,13 +104,15 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
             if as_asked(value) != as_asked(asked[key]):
                 apart = protocols_apart(value, asked[key])
                 said, other = apart or (value, asked[key])
-                again = (
-                    " The attacks of the two versions differ: run one of them again, in a new "
-                    "folder, with the Holdfast that made the other."
-                )
+                again = ""
+                if two_versions(apart):
+                    again = (
+                        " The attacks of the two versions differ: run one of them again, in a new "
+                        "folder, with the Holdfast that made the other."
+                    )
                 raise InputError(
-                    f"cannot merge {shard}: its {key} is {said}, and {manifests[0][1]} has {other}."
-                    + again * two_versions(apart)
+                    f"cannot merge {shard}: its {key} is {said}, and {manifests[0][1]} has "
+                    f"{other}.{again}"
                 )
     return manifests
 
